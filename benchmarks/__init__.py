@@ -1,0 +1,1 @@
+"""Load test, offline throughput, kernels, plots."""

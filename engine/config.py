@@ -1,0 +1,47 @@
+"""The engine's configuration: frozen, torch-free, and the first frame over the process line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+KernelsName = Literal["auto", "reference", "cpu", "triton"]
+Policy = Literal["fcfs", "priority"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the operator asked for. None means: found at start from model and hardware (`resolve`)."""
+
+    model: str
+    """A local folder; hub names are resolved before (`quire.engine.model_folder`)."""
+    model_name: str
+    """What error messages call it."""
+    load_format: Literal["auto", "dummy"] = "auto"
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    kernels: KernelsName = "auto"
+    tokenizer_vocab_size: int | None = None
+    """Ids the tokenizer knows; columns from there on are never sampled. None: the model's vocab_size."""
+    max_model_len: int | None = None
+    block_size: int = 16
+    """Tokens a block; a power of two from 1 to 256."""
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    num_blocks_override: int | None = None
+    enable_prefix_caching: bool = True
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    long_prefill_token_threshold: int | None = None
+    """A prompt longer than this is prefilled in chunks of at most this many tokens."""
+    scheduling_policy: Policy = "fcfs"
+    max_logprobs: int = 20
+    threads: int | None = None
+    seed: int = 0
+    """Of dummy weights; requests carry their own."""
+    check_weights: bool = False
+    """Scan every tensor for NaN and Inf while loading."""
+    shuffle_blocks: bool = False
+    """Hand out blocks in shuffled order (tests: block tables that are no ranges)."""

@@ -1,0 +1,232 @@
+"""The typed messages that cross the process line, and their encoding. Torch-free.
+
+HTTP process -> engine: Configure (first frame), Add, Cancel, LiveIds, Query, Shutdown.
+Engine -> HTTP process: Progress, Ready, StartFailed, StepOutputs, Answer, Failed.
+
+Every accepted request ends in exactly one terminal message for each choice: an `OutputRow` with a `finish_reason`, or a
+`Failed`. Token ids travel as little-endian int32 bytes (`pack_ids`, `unpack_ids`). msgpack with a fixed schema; no
+pickle, no tensors. The framing (length prefix, cap, build id handshake) is `quire.engine.transport`'s.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from quire.engine.config import EngineConfig
+from quire.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "aborted", "timeout", "error"]
+CancelReason = Literal["client_gone", "stop_string", "deadline", "drain"]
+
+
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Encode token ids as little-endian int32 bytes; raises OverflowError beyond int32."""
+    return array("i", ids).tobytes()
+
+
+def unpack_ids(data: bytes) -> list[int]:
+    """Decode what `pack_ids` encoded; raises ValueError when the length is no multiple of four."""
+    ids = array("i")
+    ids.frombytes(data)
+    return ids.tolist()
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why one request failed: `code` is the error code of the API, `status` the HTTP status, `message` for people."""
+
+    code: str
+    message: str
+    status: int = 500
+
+
+# --- to the engine ---------------------------------------------------------------------------------------------------
+
+
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    """The first frame: the whole configuration, and the names of faults that a test plants ({} in production)."""
+
+    config: EngineConfig
+    build_id: str
+    faults: dict[str, str] = {}
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """One prompt with its n choices. `request_id` is ours (32 hex digits), never the client's."""
+
+    request_id: str
+    prompt_token_ids: bytes
+    params: SamplingParams
+    priority: int = 0
+    """Lower runs earlier under the priority policy."""
+    salt: bytes = b""
+    """Separates tenants in the prefix cache."""
+    key_id: str = ""
+    """Whose request it is, for fair sharing; never a secret."""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Ends one choice, or all of them (`choice` None). Idempotent; an unknown id is ignored."""
+
+    request_id: str
+    choice: int | None
+    reason: CancelReason
+
+
+class LiveIds(msgspec.Struct, frozen=True, tag=True):
+    """Every request id the HTTP side still waits for; the engine cancels ids that are missing for 15 s."""
+
+    request_ids: tuple[str, ...]
+
+
+class Query(msgspec.Struct, frozen=True, tag=True):
+    """A question outside the token stream, answered by an `Answer` with the same `query_id`.
+
+    kind "statistics": current `Statistics`; "check": runs the invariants and reports used blocks and registered ids.
+    """
+
+    query_id: int
+    kind: Literal["statistics", "check"]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Finish nothing, free everything, exit 0."""
+
+
+ToEngine = Configure | Add | Cancel | LiveIds | Query | Shutdown
+
+
+# --- from the engine -------------------------------------------------------------------------------------------------
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Loading: `done` of `total` in units of `stage` ("weights": bytes, "warmup": steps)."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Facts found while loading; the HTTP side prints them and validates against them."""
+
+    max_model_len: int
+    vocab_size: int
+    """Columns that may be sampled (the tokenizer's size, never the padded one)."""
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    dtype: str
+    device: str
+    kernels: str
+    """The chosen kernels and why, one line."""
+    seconds: dict[str, float]
+    """Start-up by part: import, weights, kv_cache, warmup."""
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
+    """Loading failed; the process exits with `exit_code` after this frame."""
+
+    message: str
+    exit_code: int
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position: the chosen token's, its rank (1 = most likely), and the k most likely."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class OutputRow(msgspec.Struct, array_like=True):
+    """What one sequence gained in one step. A transport that lags may merge unsent rows of a sequence (`merge`)."""
+
+    request_id: str
+    choice: int
+    token_ids: bytes
+    """New tokens, in order; the stop token, when that ended it, is the last."""
+    finish_reason: FinishReason | None = None
+    failure: Failure | None = None
+    """Set exactly when `finish_reason` is "error"."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """One entry a new token, when asked for."""
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    """Whole, on choice 0's first row only, when asked for; the first entry is None."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache when the request was first admitted."""
+    queue_seconds: float = 0.0
+    """From Add to the first step that scheduled it; on the first row."""
+
+    def merge(self, later: OutputRow) -> OutputRow:
+        """This row and a later one of the same sequence as one row."""
+        logprobs = None
+        if self.logprobs is not None or later.logprobs is not None:
+            logprobs = (self.logprobs or ()) + (later.logprobs or ())
+        return OutputRow(
+            request_id=self.request_id,
+            choice=self.choice,
+            token_ids=self.token_ids + later.token_ids,
+            finish_reason=later.finish_reason,
+            failure=later.failure,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs if self.prompt_logprobs is not None else later.prompt_logprobs,
+            num_cached_tokens=max(self.num_cached_tokens, later.num_cached_tokens),
+            queue_seconds=max(self.queue_seconds, later.queue_seconds),
+        )
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Gauges of this moment and counters since the engine started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_used_blocks: int = 0
+    """Referenced by a running sequence; cached blocks without a reference are free."""
+    num_cached_blocks: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    """Tokens looked up."""
+    prefix_cache_hits: int = 0
+    """Tokens found."""
+    step_tokens: int = 0
+    """Tokens scheduled by the last step."""
+
+
+class StepOutputs(msgspec.Struct, frozen=True, tag=True):
+    """One message a step for all sequences."""
+
+    rows: tuple[OutputRow, ...]
+    statistics: Statistics
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Query`: statistics, and for "check" the violated invariants (empty when sound)."""
+
+    query_id: int
+    statistics: Statistics
+    request_ids: tuple[str, ...] = ()
+    violations: tuple[str, ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """These requests (None: all) ended without further rows."""
+
+    request_ids: tuple[str, ...] | None
+    failure: Failure
+
+
+FromEngine = Progress | Ready | StartFailed | StepOutputs | Answer | Failed

@@ -1,0 +1,1 @@
+"""One decoder, a few token mixers, one table of architectures."""

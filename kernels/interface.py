@@ -1,0 +1,90 @@
+"""What a backend offers: tensors in, tensors out. It knows no sequence, no scheduler, no model.
+
+`reference` (plain PyTorch, float32, written to be read) is the specification; every other backend is tested against it
+by one parametrized test. A backend is chosen once (`quire.kernels.select`) and handed to the modules by constructor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Where each query token's keys and values lie; built once a step, read once a layer.
+
+    `query_start_loc` int32 [S + 1]: sequence s owns query rows query_start_loc[s] .. query_start_loc[s + 1] - 1.
+    `seq_lens` int32 [S]: tokens of the sequence including this step's; its last query row is at position seq_len - 1.
+    `block_tables` int32 [S, max_blocks]: entries beyond ceil(seq_len / block_size) are never read.
+    `slot_mapping` int64 [T]: slot (block id * block_size + offset) that each query row's key and value go to.
+    The `*_list` twins hold the same values for backends that loop on the host.
+    """
+
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    block_tables: Tensor
+    slot_mapping: Tensor
+    query_start_list: tuple[int, ...]
+    seq_lens_list: tuple[int, ...]
+
+
+class Kernels(Protocol):
+    """The operations of one backend on one device. T = query rows of the step; every output is a new tensor."""
+
+    name: str
+    device: torch.device
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """Bring a linear layer's weight [out, in] (and bias [out]) into the form that `linear` reads; once, at load."""
+
+    def linear(self, x: Tensor, packed: Any) -> Tensor:
+        """x [T, in] -> [T, out], in x's dtype. A row of the result depends on that row of x alone."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [..., H] / sqrt(mean(x^2) + eps) * weight [H]; statistics in float32 (Zhang & Sennrich, 2019)."""
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension; statistics in float32."""
+
+    def rope(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
+        """Rotate x [T, heads, D] by its positions int64 [T] (Su et al., 2021; halves, not pairs, as Hugging Face does).
+
+        cos_sin float32 [max_positions, 2, R // 2]: cosines then sines; only the first R <= D features rotate.
+        """
+
+    def write_kv(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> None:
+        """Put key, value [T, kv_heads, D] into the caches [blocks, kv_heads, block_size, D] at `slot_mapping`."""
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Causal attention of query [T, heads, D] over the blocks of its own sequence -> [T, heads, D].
+
+        Query head h reads kv head h // (heads / kv_heads). window W: position i sees i - W + 1 .. i. softcap c: scores
+        become c * tanh(score / c). sinks [heads]: one extra logit a head that takes weight and gives nothing. Slots
+        outside the block table may hold NaN and must not matter. (Kwon et al., 2023, for the paging.)
+        """
+
+    def gated_activation(self, gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
+        """act(gate) * up, elementwise (Shazeer, 2020)."""
+
+    def activation(self, x: Tensor, kind: Activation) -> Tensor:
+        """act(x), elementwise. `gelu_tanh` is GPT-2's gelu_new."""
+
+    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
+        """For each (source, target) of pairs int64 [N, 2] copy the whole block in both caches."""

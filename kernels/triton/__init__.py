@@ -1,0 +1,1 @@
+"""PagedAttention and its companions in Triton: their place; not built yet, so `select("triton", ...)` refuses."""

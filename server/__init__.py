@@ -1,0 +1,1 @@
+"""The HTTP process: routes, validation, streaming, supervision. No torch is imported here."""
