@@ -1,0 +1,33 @@
+"""What the command line promises and this version does not have yet: refused with a sentence, never ignored.
+
+`FLAGS` and `COMMANDS` end in exit code 2. The keys are flags without their dashes, or "flag value" for a value that is
+missing from an otherwise working flag. A test compares these tables, with what is built, against the full list.
+"""
+
+from __future__ import annotations
+
+FLAGS: dict[str, str] = {
+    "batch-invariant": "not promised on a GPU yet; on the CPU tokens do not depend on the batch; leave the flag out",
+    "enable-lora": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
+    "enforce-eager": "nothing is captured into graphs yet, so every step is eager already; leave the flag out",
+    "health-port": "health is answered on the one port; point the probe at --port and /health",
+    "kv-cache-dtype": "the KV cache is kept in the model's dtype; leave the flag out",
+    "lora-modules": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
+    "quantization": "quantized weights are not built yet; serve a bf16, fp16 or fp32 checkpoint",
+    "reasoning-parser": "reasoning is not separated from the answer yet; it arrives as content",
+    "scheduling-policy fair": "fair sharing is not built yet; choose fcfs or priority",
+    "speculative-config": "speculation is not built yet; leave the flag out",
+    "sse-keep-alive": "keep-alive comments are not built yet; they are off, which is the default everywhere",
+    "stream-interval": "every token is streamed as it comes; leave the flag out",
+    "target-itl-ms": "a latency target is not built yet; bound the step with --max-num-batched-tokens",
+    "tensor-parallel-size": "one engine uses one device; leave the flag out",
+}
+
+ALIASES: dict[str, str] = {"tp": "tensor-parallel-size"}
+
+COMMANDS: dict[str, str] = {
+    "batch": "batch files are not built yet; send the requests to a running server",
+    "bench": "the load test is not a command yet; see the benchmarks folder",
+    "plan": "planning before a load is not built yet; the start-up lines of `quire serve` give the figures",
+    "run": "not built yet; `quire serve MODEL` in one terminal and `quire chat` in another do the same",
+}
