@@ -1,0 +1,35 @@
+# docker build -t quire .                        CPU
+# docker build -t quire --build-arg DEVICE=gpu . CUDA (run with --gpus all)
+# docker run -p 8000:8000 -v quire-models:/models -e QUIRE_API_KEY=... quire [MODEL] [flags]
+
+FROM python:3.11-slim AS build
+ARG DEVICE=cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/quire
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY quire quire
+COPY engine engine
+COPY kernels kernels
+COPY server server
+COPY clients clients
+COPY benchmarks benchmarks
+COPY models models
+# The CPU build has the higher local version, so the extra index wins where it is given.
+RUN if [ "$DEVICE" = gpu ]; then /opt/quire/bin/pip install ".[gpu]"; \
+    else /opt/quire/bin/pip install .; fi
+
+FROM python:3.11-slim
+ARG DEVICE=cpu
+# Triton compiles its launchers with a C compiler.
+RUN if [ "$DEVICE" = gpu ]; then apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*; fi
+RUN useradd --create-home --uid 1000 quire && mkdir /models && chown quire /models
+COPY --from=build /opt/quire /opt/quire
+USER quire
+ENV PATH=/opt/quire/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HOME=/models QUIRE_HOST=0.0.0.0 QUIRE_PORT=8000
+VOLUME /models
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"QUIRE_PORT\"]}/health', timeout=4)"]
+ENTRYPOINT ["quire", "serve"]

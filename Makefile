@@ -1,0 +1,56 @@
+# Every target makes the virtual environment it needs by itself; a second run does not install again.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PACKAGES := -p quire.engine -p quire.kernels -p quire.server -p quire.clients -p quire.benchmarks
+
+.PHONY: help install check test test-gpu bench serve clean
+
+help:
+	@echo "make serve      serve the starter model on http://127.0.0.1:8000   (ARGS='MODEL --port 9000 ...')"
+	@echo "make test       the test suite                                     (ARGS='tests/server -k stream')"
+	@echo "make check      ruff format, ruff, mypy --strict"
+	@echo "make test-gpu   the tests that need a GPU"
+	@echo "make bench      host time of an engine step"
+	@echo "make install    only the virtual environment"
+	@echo "make clean      remove it, and caches"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "error: $(PYTHON) is older than Python 3.11; install it, or make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "installing Quire and its dependencies into $(VENV)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing Quire, its dependencies and the development tools into $(VENV)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+install: $(VENV)/installed
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(PACKAGES)
+
+test: $(VENV)/installed-dev
+	PYTHONSAFEPATH=1 $(BIN)/pytest $(ARGS)
+
+test-gpu: $(VENV)/installed-dev
+	PYTHONSAFEPATH=1 $(BIN)/pytest -m gpu $(ARGS)
+
+bench: $(VENV)/installed
+	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.engine_step $(ARGS)
+
+serve: $(VENV)/installed
+	@PYTHONSAFEPATH=1 exec $(BIN)/quire serve $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
