@@ -1,0 +1,115 @@
+"""The tensors of one step, built once from the `Step` and what the runner remembers of each row.
+
+`RowTable` is that memory: token ids and block tables of all rows as two rectangles, so that building the input of a
+step is a handful of numpy gathers whatever the number of rows, and of which only the touched pages exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.engine.step import RowWork
+from quire.kernels.interface import AttentionPlan
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What the model reads in one step: T tokens of S sequences, sequence by sequence.
+
+    `input_ids` int64 [T], `positions` int64 [T] (absolute), `plan` where each token's keys and values lie, `last_rows`
+    int64 [S] the index of each sequence's last token among the T.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    plan: AttentionPlan
+    last_rows: Tensor
+
+
+class RowTable:
+    """Token ids and block tables of up to `max_rows` rows of up to `max_tokens` tokens each."""
+
+    def __init__(self, max_rows: int, max_tokens: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.max_tokens = max_tokens
+        max_blocks = -(-max_tokens // block_size)
+        # calloc: a page that no row has reached costs nothing.
+        self._token_ids: Int32Array = np.zeros((max_rows, max_tokens), dtype=np.int32)
+        self._block_ids: Int32Array = np.zeros((max_rows, max_blocks), dtype=np.int32)
+        self._num_tokens = [0] * max_rows
+        self._num_blocks = [0] * max_rows
+
+    def create(self, row: int, token_ids: bytes) -> None:
+        """Begin a row with the known tokens (int32 bytes) and an empty block table."""
+        known = np.frombuffer(token_ids, dtype=np.int32)
+        if known.size > self.max_tokens:
+            raise ValueError(f"row {row} has {known.size} tokens, and the longest sequence is {self.max_tokens}")
+        self._token_ids[row, : known.size] = known
+        self._num_tokens[row] = known.size
+        self._num_blocks[row] = 0
+
+    def append_blocks(self, row: int, block_ids: Sequence[int]) -> None:
+        """Extend a row's block table."""
+        if block_ids:
+            first = self._num_blocks[row]
+            self._num_blocks[row] = first + len(block_ids)
+            self._block_ids[row, first : first + len(block_ids)] = block_ids
+
+    def append_token(self, row: int, token_id: int) -> None:
+        """Append a sampled token; one past the end of the rectangle is dropped (its sequence is over)."""
+        count = self._num_tokens[row]
+        if count < self.max_tokens:
+            self._token_ids[row, count] = token_id
+            self._num_tokens[row] = count + 1
+
+    def num_tokens(self, row: int) -> int:
+        """Tokens known of a row: prompt and sampled."""
+        return self._num_tokens[row]
+
+    def tokens(self, row: int, start: int = 0, stop: int | None = None) -> Int32Array:
+        """A view of a row's token ids start .. stop - 1 (default: all known)."""
+        return self._token_ids[row, start : self._num_tokens[row] if stop is None else stop]
+
+    def check(self, work: RowWork) -> None:
+        """Raise ValueError when `work` names tokens or slots that its row does not have."""
+        end = work.start + work.num_tokens
+        if work.num_tokens < 1 or work.start < 0 or end > self._num_tokens[work.row]:
+            raise ValueError(f"tokens {work.start}..{end - 1} of {self._num_tokens[work.row]} known ones")
+        if end > self._num_blocks[work.row] * self.block_size:
+            raise ValueError(f"{end} tokens do not fit into {self._num_blocks[work.row]} blocks of {self.block_size}")
+
+    def step_input(self, works: Sequence[RowWork]) -> StepInput:
+        """The tensors of a step that computes `works` (at least one, each `check`ed)."""
+        rows = np.array([work.row for work in works], dtype=np.int64)
+        starts = np.array([work.start for work in works], dtype=np.int64)
+        counts = np.array([work.num_tokens for work in works], dtype=np.int64)
+        ends = starts + counts
+        query_start = np.zeros(len(works) + 1, dtype=np.int64)
+        np.cumsum(counts, out=query_start[1:])
+        if query_start[-1] == len(works):
+            token_rows, positions = rows, starts
+        else:
+            token_rows = np.repeat(rows, counts)
+            positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - starts, counts)
+        block_size = self.block_size
+        slots = self._block_ids[token_rows, positions // block_size].astype(np.int64) * block_size
+        slots += positions % block_size
+        max_blocks = -(-int(ends.max()) // block_size)
+        plan = AttentionPlan(
+            query_start_loc=torch.from_numpy(query_start.astype(np.int32)),
+            seq_lens=torch.from_numpy(ends.astype(np.int32)),
+            block_tables=torch.from_numpy(self._block_ids[rows, :max_blocks]),
+            slot_mapping=torch.from_numpy(slots),
+            query_start_list=tuple(query_start.tolist()),
+            seq_lens_list=tuple(ends.tolist()),
+        )
+        input_ids = torch.from_numpy(self._token_ids[token_rows, positions].astype(np.int64))
+        return StepInput(input_ids, torch.from_numpy(positions), plan, torch.from_numpy(query_start[1:] - 1))
