@@ -1,0 +1,1 @@
+"""The starter model: weights, tokenizer, chat template, and the script that made them."""
