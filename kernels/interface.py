@@ -46,6 +46,9 @@ class Kernels(Protocol):
     def linear(self, x: Tensor, packed: Any) -> Tensor:
         """x [T, in] -> [T, out], in x's dtype. A row of the result depends on that row of x alone."""
 
+    def embedding(self, token_ids: Tensor, packed: Any) -> Tensor:
+        """Rows token_ids int64 [T] of a packed weight [out, in] -> [T, in]: a tied LM head is kept only once."""
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., H] / sqrt(mean(x^2) + eps) * weight [H]; statistics in float32 (Zhang & Sennrich, 2019)."""
 
