@@ -19,7 +19,7 @@ class Shape:
 
     vocab_size: int = 2048
     hidden_size: int = 256
-    intermediate_size: int = 640
+    intermediate_size: int = 512
     num_layers: int = 6
     num_heads: int = 4
     num_kv_heads: int = 2

@@ -52,12 +52,13 @@ class Trainer:
         self.adam = torch.optim.AdamW(self.rest.values(), betas=(0.9, 0.95), weight_decay=0.0)
         self.matrix_rate, self.vector_rate = matrix_rate, vector_rate
         self.progress = Progress()
-        self.hidden = torch.compile(self.model.hidden, dynamic=True)
+        for layer in self.model.model.layers:
+            layer.compile(dynamic=True)
 
     def step(self, batch: Batch, factor: float) -> Tensor:
         """One update; returns the mean loss over the assistant's tokens."""
-        inputs, targets, wanted = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.supervised[:, 1:]
-        hidden = self.hidden(inputs)
+        inputs, targets, wanted = batch.tokens[:, :-1].contiguous(), batch.tokens[:, 1:], batch.supervised[:, 1:]
+        hidden = self.model.hidden(inputs)
         loss = F.cross_entropy(self.model.logits(hidden[wanted]), targets[wanted])
         for parameter in self.model.parameters():
             parameter.grad = None
