@@ -13,6 +13,12 @@ The runner's order of work within one step:
      step is the runner's own (it appends what it samples to the row);
   5. for each work with `samples` not empty: the logits of the work's last token give one next token for each of the
      rows named there (the row itself, and at the end of a shared prompt its sibling choices).
+
+What the scheduler promises: a row is released only after every step that names it has been collected, and may begin
+anew in the very step that releases it. The first work of a row brings its whole block table; that of a forked sibling
+comes in a later step than the one in which it samples its first token, with the copy of its partial block. After a step
+whose `forward` raised, its rows are released although the runner may never have created them: releasing an unknown row,
+and a `NewRow` over a row that exists, are no errors.
 """
 
 from __future__ import annotations

@@ -1,0 +1,213 @@
+"""The block pool: who holds which block of the KV cache. The only writer of reference counts, free list, prefix index.
+
+A block is in one of three states: referenced (by block tables, or pinned by a step in flight), cached (no reference,
+but its content may be found through the prefix index), free (no reference, nothing worth keeping). The last two lie in
+one doubly linked list, threaded through two arrays, so that a prefix hit takes its block out in O(1):
+
+    head -> free, free, ... , cached (released longest ago) ... cached (released last) -> tail
+
+Allocation takes from the head: that is least-recently-used eviction. A table is released from its last block to its
+first, so a leaf is evicted before the prefix that leads to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from quire.engine.faults import NO_FAULTS, Faults
+from quire.engine.prefix_index import BlockKey, PrefixIndex
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` token slots.
+
+    `order` is the initial order of the free list, a permutation of all block ids (default: ascending); tests shuffle
+    it so that no block table is a range. `prefix_index` None switches prefix caching off.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_index: PrefixIndex | None = None,
+        order: Sequence[int] | None = None,
+        faults: Faults = NO_FAULTS,
+    ) -> None:
+        order = range(num_blocks) if order is None else order
+        if sorted(order) != list(range(num_blocks)):
+            raise ValueError(f"order must be a permutation of 0..{num_blocks - 1}, found {len(order)} entries")
+        self.num_blocks, self.block_size, self.prefix_index = num_blocks, block_size, prefix_index
+        self.num_free = 0
+        self._faults = faults
+        self._references = [0] * num_blocks
+        self._pins = [0] * num_blocks
+        self._generations = [0] * num_blocks
+        self._keys: list[BlockKey | None] = [None] * num_blocks
+        # The list is circular through one extra entry, `_end`, whose neighbours are head and tail.
+        self._end = num_blocks
+        self._previous = [self._end] * (num_blocks + 1)
+        self._next = [self._end] * (num_blocks + 1)
+        for block_id in order:
+            self._link_before(self._end, block_id)
+
+    # --- questions ---
+
+    @property
+    def num_used(self) -> int:
+        """Blocks with a reference."""
+        return self.num_blocks - self.num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks, referenced or not, that the prefix index knows."""
+        return 0 if self.prefix_index is None else len(self.prefix_index)
+
+    def references(self, block_id: int) -> int:
+        """Table slots and pins that name the block."""
+        return self._references[block_id]
+
+    def owners(self, block_id: int) -> int:
+        """Table slots that name the block."""
+        return self._references[block_id] - self._pins[block_id]
+
+    def generation(self, block_id: int) -> int:
+        """How often the block has been handed out."""
+        return self._generations[block_id]
+
+    def find_prefix(self, keys: Iterable[BlockKey]) -> list[int]:
+        """The blocks of the longest prefix of `keys` that is cached; nothing is referenced yet."""
+        found: list[int] = []
+        if self.prefix_index is not None:
+            for key in keys:
+                block_id = self.prefix_index.find(key)
+                if block_id is None:
+                    break
+                found.append(block_id)
+        return found
+
+    def count_unreferenced(self, block_ids: Iterable[int]) -> int:
+        """How many of these lie in the free list, so that sharing them takes from it."""
+        return sum(self._references[block_id] == 0 for block_id in block_ids)
+
+    def free_block_ids(self) -> list[int]:
+        """The free list from head to tail: the order of eviction."""
+        block_ids, block_id = [], self._next[self._end]
+        while block_id != self._end:
+            block_ids.append(block_id)
+            block_id = self._next[block_id]
+        return block_ids
+
+    def is_cached(self, block_id: int) -> bool:
+        """Whether the block can be found through the prefix index."""
+        return self._keys[block_id] is not None
+
+    # --- commands ---
+
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` blocks with one reference each, evicting what they cached; None, and no change, if too few."""
+        if count > self.num_free:
+            return None
+        if self._faults.rarely("pool.evict"):
+            self.forget(self.free_block_ids())
+        return [self._take_head() for _ in range(count)]
+
+    def share(self, block_ids: Iterable[int]) -> None:
+        """One more reference to each; a cached block leaves the free list."""
+        for block_id in block_ids:
+            if self._references[block_id] == 0:
+                self._unlink(block_id)
+            self._references[block_id] += 1
+
+    def release(self, block_ids: Sequence[int]) -> None:
+        """One reference less to each, last block first; raises ValueError for a block that has no owner."""
+        for block_id in reversed(block_ids):
+            if self.owners(block_id) <= 0:
+                raise ValueError(f"block {block_id} is released but no block table holds it")
+            self._drop_reference(block_id)
+
+    def pin(self, block_id: int) -> None:
+        """Keep a block for a step in flight, whoever else lets it go."""
+        self.share((block_id,))
+        self._pins[block_id] += 1
+
+    def unpin(self, block_id: int) -> None:
+        """End one `pin`; raises ValueError for a block that is not pinned."""
+        if self._pins[block_id] <= 0:
+            raise ValueError(f"block {block_id} is unpinned but no step holds it")
+        self._pins[block_id] -= 1
+        self._drop_reference(block_id)
+
+    def publish(self, block_id: int, key: BlockKey) -> None:
+        """Let others find a full block whose writing step has been applied; a duplicate stays private."""
+        if self._references[block_id] == 0:
+            raise ValueError(f"block {block_id} is published but nobody holds it")
+        if self.prefix_index is not None and self._keys[block_id] is None and self.prefix_index.put(key, block_id):
+            self._keys[block_id] = key
+
+    def forget(self, block_ids: Iterable[int]) -> None:
+        """Take blocks out of the prefix index: their content is doubtful or about to be overwritten."""
+        for block_id in block_ids:
+            key = self._keys[block_id]
+            if key is not None and self.prefix_index is not None:
+                self.prefix_index.drop(key)
+                self._keys[block_id] = None
+
+    def check(self, tables: Iterable[Sequence[int]]) -> list[str]:
+        """Violations of invariants I1-I7, given every block table that exists; empty when sound."""
+        free = self.free_block_ids()
+        named = Counter(block_id for table in tables for block_id in table)
+        found = []
+        if len(set(free)) != len(free) or len(free) != self.num_free:
+            found.append(f"I1: free list holds {len(free)} entries, {len(set(free))} distinct, counted {self.num_free}")
+        for block_id in range(self.num_blocks):
+            references, pins = self._references[block_id], self._pins[block_id]
+            if references != named[block_id] + pins or pins < 0:
+                found.append(
+                    f"I2: block {block_id} has {references} references, {named[block_id]} slots and {pins} pins"
+                )
+        referenced = {block_id for block_id in range(self.num_blocks) if self._references[block_id]}
+        if referenced & set(free) or len(referenced) + len(set(free)) != self.num_blocks:
+            found.append("I1, I3: free list and referenced blocks do not split the pool")
+        return found + self._check_index()
+
+    def _check_index(self) -> list[str]:
+        keyed = [(block_id, key) for block_id, key in enumerate(self._keys) if key is not None]
+        if self.prefix_index is None:
+            return [f"I5: {len(keyed)} blocks are keyed without a prefix index"] if keyed else []
+        found = [
+            f"I5: block {block_id} is keyed, but its hash finds {self.prefix_index.holder(key.hash)}"
+            for block_id, key in keyed
+            if self.prefix_index.holder(key.hash) != block_id
+        ]
+        if len(keyed) != len(self.prefix_index):
+            found.append(f"I5: {len(keyed)} blocks are keyed, the index has {len(self.prefix_index)}")
+        return found
+
+    # --- the list ---
+
+    def _take_head(self) -> int:
+        block_id = self._next[self._end]
+        self._unlink(block_id)
+        self.forget((block_id,))
+        self._references[block_id] = 1
+        self._generations[block_id] += 1
+        return block_id
+
+    def _drop_reference(self, block_id: int) -> None:
+        self._references[block_id] -= 1
+        if self._references[block_id] == 0:
+            # What caches nothing is handed out first.
+            self._link_before(self._end if self._keys[block_id] is not None else self._next[self._end], block_id)
+
+    def _link_before(self, neighbour: int, block_id: int) -> None:
+        previous = self._previous[neighbour]
+        self._previous[block_id], self._next[block_id] = previous, neighbour
+        self._next[previous] = self._previous[neighbour] = block_id
+        self.num_free += 1
+
+    def _unlink(self, block_id: int) -> None:
+        previous, following = self._previous[block_id], self._next[block_id]
+        self._next[previous], self._previous[following] = following, previous
+        self.num_free -= 1

@@ -1,0 +1,96 @@
+"""The prefix index: which block holds the keys and values of which prefix.
+
+A full block is named by a hash chain: its hash covers its parent's hash, its own token ids, and everything else that
+changes keys and values. The hash is keyed (BLAKE2b, RFC 7693) with a secret of this process, so that nobody can
+construct a collision, and every field is tagged and length-prefixed, so that no two different field lists encode alike.
+A hit is still compared token by token along the chain: a collision costs a miss, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as Ids
+from hashlib import blake2b
+from typing import NamedTuple
+
+_PARENT, _TOKEN_IDS, _EMBEDDINGS, _ADAPTER_EPOCH, _MODEL_EPOCH, _SALT = range(6)
+
+
+class Scope(NamedTuple):
+    """What must be equal, beside the token ids, before two sequences may share a block."""
+
+    salt: bytes = b""
+    adapter_epoch: int = 0
+    model_epoch: int = 0
+
+
+class BlockKey:
+    """The identity of one full block: its token ids at the end of its parent's prefix, within a scope."""
+
+    __slots__ = ("hash", "parent", "scope", "token_ids")
+
+    def __init__(self, hash: int, parent: BlockKey | None, token_ids: bytes, scope: Scope) -> None:
+        self.hash, self.parent, self.token_ids, self.scope = hash, parent, token_ids, scope
+
+    def same_prefix(self, other: BlockKey) -> bool:
+        """Whether both name the same content, compared field by field up to the first common ancestor."""
+        mine: BlockKey | None = self
+        theirs: BlockKey | None = other
+        while mine is not theirs:
+            if mine is None or theirs is None or mine.token_ids != theirs.token_ids or mine.scope != theirs.scope:
+                return False
+            mine, theirs = mine.parent, theirs.parent
+        return True
+
+
+class PrefixIndex:
+    """Block hash -> block id, for blocks whose content is complete and committed.
+
+    `secret` keys the hash (at most 64 bytes); `hash_bits` cuts it (tests use 6 bits to see collisions).
+    """
+
+    def __init__(self, secret: bytes = b"", hash_bits: int = 128) -> None:
+        self._secret = secret
+        self._mask = (1 << hash_bits) - 1
+        self._blocks: dict[int, tuple[BlockKey, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def key(self, parent: BlockKey | None, token_ids: Ids[int], scope: Scope, embeddings: bytes = b"") -> BlockKey:
+        """The key of the full block with `token_ids` after `parent` (None: at the start of the sequence).
+
+        `embeddings` is the digest of every embedding that overrides a row of the block; empty for text.
+        """
+        ids = array("i", token_ids).tobytes()
+        fields = (
+            (_PARENT, b"" if parent is None else parent.hash.to_bytes(16, "little")),
+            (_TOKEN_IDS, ids),
+            (_EMBEDDINGS, embeddings),
+            (_ADAPTER_EPOCH, scope.adapter_epoch.to_bytes(8, "little")),
+            (_MODEL_EPOCH, scope.model_epoch.to_bytes(8, "little")),
+            (_SALT, scope.salt),
+        )
+        encoded = b"".join(tag.to_bytes(1, "little") + len(data).to_bytes(4, "little") + data for tag, data in fields)
+        digest = blake2b(encoded, digest_size=16, key=self._secret, person=b"quire block").digest()
+        return BlockKey(int.from_bytes(digest, "little") & self._mask, parent, ids, scope)
+
+    def find(self, key: BlockKey) -> int | None:
+        """The block that holds exactly this prefix, or None."""
+        entry = self._blocks.get(key.hash)
+        if entry is None or not entry[0].same_prefix(key):
+            return None
+        return entry[1]
+
+    def put(self, key: BlockKey, block_id: int) -> bool:
+        """Make `block_id` the holder of `key`; False when the hash is taken, and the block stays private."""
+        return self._blocks.setdefault(key.hash, (key, block_id))[1] == block_id
+
+    def drop(self, key: BlockKey) -> None:
+        """Forget the holder of `key`; KeyError when there is none."""
+        del self._blocks[key.hash]
+
+    def holder(self, hash: int) -> int | None:
+        """The block id under `hash`, without comparison (for checks)."""
+        entry = self._blocks.get(hash)
+        return None if entry is None else entry[1]

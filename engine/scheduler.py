@@ -1,0 +1,482 @@
+"""The scheduler: which tokens are computed next, for whom, into which blocks.
+
+There is no prefill phase and no decode phase. A step has a budget of tokens, and every sequence uses some of it to
+catch up with its token count:
+
+    schedule()   decode -> continue prefills -> admit -> spend the rest -> freeze      a Step, or None
+    apply()      fail -> advance -> append -> fork -> settle                           its mirror, for the oldest Step
+
+Up to `depth` steps are in flight between the two (the caller decides). A token that a step in flight will sample is a
+placeholder: it is counted, not known. A sequence that ends or is preempted while a step in flight writes its blocks is
+only marked; it keeps row and blocks until the last such step has been applied, and what that step sampled is dropped.
+
+This is a pure core: no torch, threads, sockets, clock or randomness. It takes (state, events, now) and returns values.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from quire.engine.block_pool import BlockPool
+from quire.engine.config import Policy
+from quire.engine.faults import NO_FAULTS, Faults
+from quire.engine.flight import Draft, Flight
+from quire.engine.messages import Add, CancelReason, Failure, FinishReason, OutputRow, Statistics
+from quire.engine.prefix_cache import PrefixCache
+from quire.engine.queues import MAX_PREEMPTIONS
+from quire.engine.roster import Roster, output_row
+from quire.engine.sequence import Sequence, Status
+from quire.engine.step import RowWork, Sampled, SampledRow, Step
+
+MAX_PARTIAL_PREFILLS = 4
+"""Prompts in the middle of their computation at one time."""
+MAX_TRIES = 32
+"""Waiting sequences that may be tried in vain in one step."""
+LEASE_SECONDS = 15.0
+"""How long a request lives that the HTTP side does not name any more."""
+WATERMARK = 0.01
+"""Share of the pool that admission leaves free, beside one block for each running sequence."""
+
+_ENDS: dict[CancelReason, FinishReason] = {
+    "client_gone": "aborted",
+    "drain": "aborted",
+    "stop_string": "stop",
+    "deadline": "timeout",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Bounds of a step. `long_prefill_token_threshold` None: a prompt may use the whole budget."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    long_prefill_token_threshold: int | None = None
+    policy: Policy = "fcfs"
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Since the start; the fields of `Statistics` of the same names."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    step_tokens: int = 0
+
+
+class Scheduler:
+    """Decides what each step computes. With its `roster`, the only writer of sequences and queues."""
+
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, faults: Faults = NO_FAULTS) -> None:
+        if config.max_model_len > pool.num_blocks * pool.block_size:
+            raise ValueError(
+                f"a request of max_model_len {config.max_model_len} tokens does not fit into {pool.num_blocks} blocks "
+                f"of {pool.block_size}; lower max_model_len or give the KV cache more memory"
+            )
+        self.config, self.pool = config, pool
+        self.cache = PrefixCache(pool)
+        self.roster = Roster(config.max_num_seqs, config.policy, pool, self.cache)
+        self.flights: deque[Flight] = deque()
+        """Steps in flight, oldest first."""
+        self._max_chunk = config.long_prefill_token_threshold or config.max_num_batched_tokens
+        self._counts = _Counts()
+        self._faults = faults
+
+    # --- events ---
+
+    def add(self, add: Add, now: float) -> list[OutputRow]:
+        """Enqueue a request; the terminal rows of one that can never run.
+
+        An id that is registered already is ignored: ids are ours, so it can only be a repeated message.
+        """
+        if add.request_id in self.roster.groups:
+            return []
+        group = self.roster.add(add, now, self.config.max_model_len)
+        num_prompt_tokens = len(add.prompt_token_ids) // 4
+        if 0 < num_prompt_tokens <= self.config.max_model_len - min(1, add.params.max_tokens):
+            return []
+        message = (
+            f"a prompt of {num_prompt_tokens} tokens with max_tokens {add.params.max_tokens} does not fit into a "
+            f"context of {self.config.max_model_len} tokens; send at least 1 token, and leave room for an answer"
+        )
+        return self.roster.fail(group, Failure(code="context_length_exceeded", message=message, status=400))
+
+    def cancel(self, request_id: str, choice: int | None, reason: CancelReason) -> list[OutputRow]:
+        """End one choice, or all of them (None); their terminal rows. Idempotent, and unknown ids are ignored."""
+        group = self.roster.groups.get(request_id)
+        if group is None:
+            return []
+        chosen = [sequence for sequence in group.choices.values() if choice in (None, sequence.choice)]
+        rows = self.roster.finish(chosen, _ENDS[reason])
+        self.roster.settle()
+        return rows
+
+    def reconcile(self, live: Collection[str], now: float) -> list[OutputRow]:
+        """Cancel requests that the HTTP side has not named for `LEASE_SECONDS`; their terminal rows."""
+        live, rows = frozenset(live), list[OutputRow]()
+        for request_id, group in list(self.roster.groups.items()):
+            if request_id in live:
+                group.missing_since = None
+            elif group.missing_since is None:
+                group.missing_since = now
+            elif now - group.missing_since >= LEASE_SECONDS:
+                rows += self.cancel(request_id, None, "client_gone")
+        return rows
+
+    # --- schedule ---
+
+    def schedule(self, now: float) -> Step | None:
+        """The next step, or None when nothing can be computed before a step in flight has been applied."""
+        draft = Draft(1 if self._faults.rarely("scheduler.budget") else self.config.max_num_batched_tokens)
+        self._decode(draft)
+        self._continue_prefills(draft)
+        self._admit(draft, now)
+        self._spend_rest(draft)
+        return self._freeze(draft)
+
+    def _decode(self, draft: Draft) -> None:
+        """Whoever lacks one token gets it, and a block when the last one is full."""
+        if self._faults.rarely("scheduler.preempt"):
+            self._preempt_someone()
+        for sequence in list(self.roster.running):
+            if draft.budget == 0:
+                return
+            lacks_one = sequence.num_target_tokens - sequence.num_scheduled_tokens == 1
+            if lacks_one and sequence.status is Status.RUNNING and self._has_slot(sequence):
+                draft.give(sequence, 1)
+
+    def _has_slot(self, sequence: Sequence) -> bool:
+        """Whether there is a slot for the next token; gets a block by preempting the youngest, `sequence` at last.
+
+        The youngest has no part in this draft yet: sequences are drafted in their order. Where one is leaving already,
+        its blocks come back when its step has been applied, and nobody else needs to go.
+        """
+        if sequence.num_scheduled_tokens < len(sequence.block_table) * self.pool.block_size:
+            return True
+        while sequence.status is Status.RUNNING:
+            block_ids = self.pool.allocate(1)
+            if block_ids is not None:
+                sequence.block_table += block_ids
+                return True
+            if self.roster.leaving or not self._preempt_someone():
+                return False
+        return False
+
+    def _preempt_someone(self) -> bool:
+        victim = self.roster.queue.victim(self.roster.running)
+        if victim is None:
+            return False
+        victim.num_preemptions += 1
+        self._counts.num_preemptions += 1
+        self.roster.leave(victim, Status.PREEMPTED)
+        self.roster.settle()
+        return True
+
+    def _continue_prefills(self, draft: Draft) -> None:
+        """Prompts under way share the budget: each takes at most half of the rest while others wait behind it."""
+        partial = [sequence for sequence in self.roster.running if sequence.num_missing_tokens > 1]
+        for index, sequence in enumerate(partial):
+            if draft.budget == 0:
+                return
+            others_wait = index + 1 < len(partial) or len(self.roster.queue) > 0
+            draft.give(sequence, self._chunk(draft, sequence.num_missing_tokens, others_wait))
+
+    def _chunk(self, draft: Draft, num_missing_tokens: int, others_wait: bool) -> int:
+        share = (draft.budget + 1) // 2 if others_wait else draft.budget
+        return min(num_missing_tokens, share, self._max_chunk)
+
+    def _admit(self, draft: Draft, now: float) -> None:
+        """Waiting sequences enter while there are tokens, rows and blocks; one that cannot is looked past."""
+        tried: list[Sequence] = []
+        while draft.budget and self.roster.free_rows and len(tried) < MAX_TRIES:
+            sequence = self.roster.queue.next(now, tried)
+            if sequence is None:
+                return
+            if not self._enter(sequence, draft, now):
+                tried.append(sequence)
+
+    def _enter(self, sequence: Sequence, draft: Draft, now: float) -> bool:
+        """Admit with blocks for every known token, behind the longest cached prefix; or say no and change nothing."""
+        keys = self.cache.readable_keys(sequence)
+        hit = self.pool.find_prefix(keys)
+        missing_keys = keys[len(hit) :]
+        if self.cache.shadows(sequence, missing_keys, now):
+            return False
+        num_cached_tokens = len(hit) * self.pool.block_size
+        num_missing_tokens = sequence.num_target_tokens - num_cached_tokens
+        chunk = self._chunk(draft, num_missing_tokens, others_wait=len(self.roster.queue) > 1)
+        if chunk < num_missing_tokens and draft.num_partial >= MAX_PARTIAL_PREFILLS:
+            return False
+        if not self._allocate(sequence, hit):
+            self.roster.queue.refuse(sequence, now)
+            return False
+        self.roster.queue.take(sequence)
+        self.cache.claim(sequence, missing_keys)
+        sequence.num_scheduled_tokens = sequence.num_computed_tokens = num_cached_tokens
+        sequence.num_published_blocks = len(hit)
+        draft.new_rows.append(self.roster.start(sequence))
+        draft.give(sequence, chunk)
+        self._count_admission(sequence, len(keys) * self.pool.block_size, now)
+        return True
+
+    def _allocate(self, sequence: Sequence, hit: list[int]) -> bool:
+        """Blocks for all known tokens, or for all that will ever be after too many preemptions; keeps the watermark."""
+        reserves = sequence.num_preemptions >= MAX_PREEMPTIONS
+        num_tokens = sequence.max_computed_tokens if reserves else sequence.num_target_tokens
+        num_new_blocks = -(-num_tokens // self.pool.block_size) - len(hit)
+        num_running = len(self.roster.running)
+        watermark = num_running + int(WATERMARK * self.pool.num_blocks) if num_running else 0
+        if self._faults.rarely("scheduler.watermark"):
+            watermark = 0
+        if self.pool.num_free - self.pool.count_unreferenced(hit) < num_new_blocks + watermark:
+            return False
+        self.pool.share(hit)
+        block_ids = self.pool.allocate(num_new_blocks)
+        if block_ids is None:
+            self.pool.release(hit)
+            return False
+        sequence.block_table = hit + block_ids
+        return True
+
+    def _count_admission(self, sequence: Sequence, num_looked_up: int, now: float) -> None:
+        group, counts = sequence.group, self._counts
+        counts.prefix_cache_queries += num_looked_up
+        counts.prefix_cache_hits += sequence.num_computed_tokens
+        if group.first_scheduled_at is None:
+            group.first_scheduled_at = now
+            group.num_cached_tokens = sequence.num_computed_tokens
+            counts.num_prompt_tokens += sequence.num_prompt_tokens
+            counts.num_cached_tokens += group.num_cached_tokens
+
+    def _spend_rest(self, draft: Draft) -> None:
+        """Budget that nobody else wanted goes to the prompts that could take more."""
+        if draft.budget == 0 or draft.num_partial == 0:
+            return
+        for sequence, given in draft.chunks.items():
+            more = min(draft.budget, sequence.num_missing_tokens - given, self._max_chunk - given)
+            if more > 0:
+                draft.chunks[sequence] = given + more
+                draft.budget -= more
+
+    def _freeze(self, draft: Draft) -> Step | None:
+        """The draft as a Step; every token in it counts as scheduled."""
+        if not draft.chunks:
+            return None
+        self._counts.num_steps += 1
+        self._counts.step_tokens = sum(draft.chunks.values())
+        flight = Flight(self._counts.num_steps)
+        work = tuple([self._freeze_work(sequence, count, draft, flight) for sequence, count in draft.chunks.items()])
+        block_copies = self._freeze_copies(flight)
+        released_rows = tuple(self.roster.released_rows)
+        self.roster.released_rows.clear()
+        self.flights.append(flight)
+        return Step(flight.step_id, work, tuple(draft.new_rows), block_copies, released_rows)
+
+    def _freeze_work(self, sequence: Sequence, num_tokens: int, draft: Draft, flight: Flight) -> RowWork:
+        start = sequence.num_scheduled_tokens
+        end = sequence.num_scheduled_tokens = start + num_tokens
+        sequence.num_steps_in_flight += 1
+        flight.works.append((sequence, start, end))
+        new_block_ids: tuple[int, ...] = ()
+        if sequence.num_sent_blocks < len(sequence.block_table):
+            new_block_ids = tuple(sequence.block_table[sequence.num_sent_blocks :])
+            sequence.num_sent_blocks = len(sequence.block_table)
+        samples = () if end < sequence.num_target_tokens else self._sampling_rows(sequence, draft, flight)
+        wants = sequence.prompt_logprobs is not None and start + 1 < sequence.num_prompt_tokens
+        return RowWork(sequence.row, start, num_tokens, new_block_ids, samples, wants)
+
+    def _sampling_rows(self, sequence: Sequence, draft: Draft, flight: Flight) -> tuple[int, ...]:
+        """The rows that sample now that `sequence` has caught up: its own, and its forks' at the end of their prompt.
+
+        After a fork nobody computes on, the leader included, before the forks have their blocks: so the copy of a
+        partial block is made before anyone writes to it.
+        """
+        if sequence.params.max_tokens == 0:
+            flight.endings.append(sequence)
+            return ()
+        flight.samplers.append(sequence)
+        forks = self._start_forks(sequence, draft) if sequence.group.leader is sequence else []
+        if forks:
+            flight.forks.append((sequence, forks))
+            flight.samplers += forks
+        elif sequence.num_target_tokens < sequence.max_computed_tokens:
+            sequence.num_target_tokens += 1
+        return (sequence.row, *[fork.row for fork in forks])
+
+    def _start_forks(self, leader: Sequence, draft: Draft) -> list[Sequence]:
+        """The choices that get a row; the others are queued, and will find the prompt in the prefix cache."""
+        group, num_rows = leader.group, len(self.roster.free_rows)
+        forks, queued = group.forks[:num_rows], group.forks[num_rows:]
+        group.leader, group.forks = None, []
+        for fork in queued:
+            self.roster.queue.add(fork)
+        for fork in forks:
+            draft.new_rows.append(self.roster.start(fork))
+            fork.num_scheduled_tokens = fork.num_target_tokens
+            fork.num_steps_in_flight = 1
+        return forks
+
+    def _freeze_copies(self, flight: Flight) -> tuple[tuple[int, int], ...]:
+        copies = self.roster.copies
+        if not copies:
+            return ()
+        for owner, (source, target) in copies.items():
+            self.pool.pin(target)
+            flight.copies.append((owner, source, target))
+        block_copies = tuple(copies.values())
+        copies.clear()
+        return block_copies
+
+    # --- apply ---
+
+    def apply(self, sampled: Sampled) -> list[OutputRow]:
+        """Take in the result of the oldest step in flight; what each sequence gained.
+
+        Raises ValueError when the result is not that step's, or does not answer exactly its sampling rows.
+        """
+        flight = self.flights[0]
+        expected, found = [sequence.row for sequence in flight.samplers], [row.row for row in sampled.rows]
+        if flight.step_id != sampled.step_id or expected != found:
+            raise ValueError(
+                f"expected step {flight.step_id} with rows {expected}, found {sampled.step_id} with rows {found}"
+            )
+        self._land(flight)
+        rows = self._fail_rows(flight, sampled)
+        self._advance(flight, sampled)
+        rows += self._append_tokens(flight, sampled)
+        self._fork(flight)
+        self.roster.settle()
+        return rows
+
+    def fail_step(self, step_id: int, failure: Failure) -> list[OutputRow]:
+        """A step in flight came to nothing: the requests in it fail; their terminal rows."""
+        flight = next(flight for flight in self.flights if flight.step_id == step_id)
+        self._land(flight)
+        groups = dict.fromkeys(s.group for s in flight.sequences() if s.status is Status.RUNNING)
+        rows = [row for group in groups for row in self.roster.fail(group, failure)]
+        self.roster.settle()
+        return rows
+
+    def _land(self, flight: Flight) -> None:
+        """The step is over: it holds its sequences and its copies no longer."""
+        self.flights.remove(flight)
+        for sequence, _, _ in flight.works:
+            sequence.num_steps_in_flight -= 1
+        for _, forks in flight.forks:
+            for fork in forks:
+                fork.num_steps_in_flight -= 1
+        for _, source, target in flight.copies:
+            self.pool.unpin(source)
+            self.pool.unpin(target)
+
+    def _fail_rows(self, flight: Flight, sampled: Sampled) -> list[OutputRow]:
+        """A failed row ends its whole request."""
+        failures = {row.row: row.failure for row in sampled.rows if row.failure is not None} | sampled.failed_rows
+        rows: list[OutputRow] = []
+        for sequence in flight.sequences() if failures else ():
+            if sequence.status is Status.RUNNING and sequence.row in failures:
+                rows += self.roster.fail(sequence.group, failures[sequence.row])
+        return rows
+
+    def _advance(self, flight: Flight, sampled: Sampled) -> None:
+        """Scheduled tokens are computed: full blocks may be found, prompt log probabilities are kept."""
+        block_size = self.pool.block_size
+        for sequence, _, end in flight.works:
+            if sequence.status is Status.RUNNING:
+                sequence.num_computed_tokens = end
+                if end >= (sequence.num_published_blocks + 1) * block_size:
+                    self.cache.publish(sequence)
+                if sequence.prompt_logprobs is not None:
+                    sequence.prompt_logprobs += sampled.prompt_logprobs.get(sequence.row, ())
+
+    def _append_tokens(self, flight: Flight, sampled: Sampled) -> list[OutputRow]:
+        rows = [
+            self._append(sequence, row)
+            for sequence, row in zip(flight.samplers, sampled.rows, strict=True)
+            if sequence.status is Status.RUNNING
+        ]
+        for sequence in flight.endings:
+            rows += self.roster.finish(list(sequence.group.choices.values()), "length")
+        return rows
+
+    def _append(self, sequence: Sequence, sampled: SampledRow) -> OutputRow:
+        """Known tokens take the place of placeholders, up to the one that ends the sequence."""
+        reason: FinishReason | None = None
+        num_kept = 0
+        for token_id in sampled.token_ids:
+            sequence.token_ids.append(token_id)
+            num_kept += 1
+            reason = self._finish_reason(sequence, token_id)
+            if reason is not None:
+                break
+        self._counts.num_generation_tokens += num_kept
+        logprobs = None if sampled.logprobs is None else sampled.logprobs[:num_kept]
+        row = output_row(sequence, sampled.token_ids[:num_kept], reason, logprobs=logprobs)
+        if reason is not None:
+            self.roster.leave(sequence, Status.FINISHED)
+        return row
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        if token_id in sequence.stop_token_ids and sequence.num_output_tokens > sequence.params.min_tokens:
+            return "stop"
+        return "length" if len(sequence.token_ids) >= sequence.max_length else None
+
+    def _fork(self, flight: Flight) -> None:
+        """Choices that sampled from their leader's logits get its blocks; without a block for the copy they queue."""
+        for leader, forks in flight.forks:
+            leader.num_target_tokens = min(len(leader.token_ids), leader.max_computed_tokens)
+            for fork in forks:
+                if fork.status is Status.RUNNING and not self._inherit(fork, leader):
+                    self.roster.leave(fork, Status.PREEMPTED)
+
+    def _inherit(self, fork: Sequence, leader: Sequence) -> bool:
+        """Share the full blocks of the prompt; the next step copies the partial one."""
+        num_full_blocks, num_rest = divmod(fork.num_prompt_tokens, self.pool.block_size)
+        copy = self.pool.allocate(1 if num_rest else 0)
+        if copy is None:
+            return False
+        if copy:
+            source = leader.block_table[num_full_blocks]
+            self.pool.pin(source)
+            self.roster.copies[fork] = (source, copy[0])
+        shared = leader.block_table[:num_full_blocks]
+        self.pool.share(shared)
+        fork.block_table = shared + copy
+        fork.keys = leader.keys[:num_full_blocks]
+        fork.num_published_blocks = leader.num_published_blocks
+        fork.num_computed_tokens = fork.num_scheduled_tokens
+        fork.num_target_tokens = min(len(fork.token_ids), fork.max_computed_tokens)
+        return True
+
+    # --- questions ---
+
+    def has_work(self) -> bool:
+        """Whether a request is unfinished or a step in flight."""
+        return bool(self.roster.groups or self.flights)
+
+    def statistics(self) -> Statistics:
+        """Gauges of this moment, counters since the start."""
+        counts = self._counts
+        return Statistics(
+            num_running=len(self.roster.running),
+            num_waiting=len(self.roster.queue),
+            num_blocks=self.pool.num_blocks,
+            num_used_blocks=self.pool.num_used,
+            num_cached_blocks=self.pool.num_cached,
+            num_steps=counts.num_steps,
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_cached_tokens=counts.num_cached_tokens,
+            num_generation_tokens=counts.num_generation_tokens,
+            num_preemptions=counts.num_preemptions,
+            prefix_cache_queries=counts.prefix_cache_queries,
+            prefix_cache_hits=counts.prefix_cache_hits,
+            step_tokens=counts.step_tokens,
+        )
