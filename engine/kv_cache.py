@@ -1,0 +1,143 @@
+"""The KV cache: how many blocks there are memory and use for, and the tensors behind them.
+
+Each layer has two tensors [blocks, kv_heads, block_size, D]. On the CPU they lie in one mapping of huge pages where the
+system gives them, and every page is touched at start, so that too little memory ends the start and not the run.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from quire.engine.errors import CapacityError
+
+if TYPE_CHECKING:
+    from quire.engine.models.decoder import CacheSpec
+
+DEFAULT_BYTES = 4 << 30
+DEFAULT_SHARE = 0.4
+_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """How much is cached: `num_blocks` of `block_size` tokens, for sequences of at most `max_model_len` tokens."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    bytes: int
+    notes: tuple[str, ...] = ()
+    """What the operator should know: a context that was reduced."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that fit."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def max_concurrency(self) -> float:
+        """How many sequences of the greatest length fit at once."""
+        return self.num_blocks / -(-self.max_model_len // self.block_size)
+
+
+@dataclass(frozen=True)
+class CacheWish:
+    """What is wanted of the cache. `wanted_bytes` and `num_blocks` are the operator's, None: found here."""
+
+    block_size: int
+    max_model_len: int
+    max_model_len_given: bool
+    """Whether the operator asked for `max_model_len`; the model's own is reduced to what fits, with a note."""
+    max_num_seqs: int
+    wanted_bytes: int | None = None
+    num_blocks: int | None = None
+
+
+def block_bytes(specs: Sequence[CacheSpec], block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block over all layers, keys and values."""
+    return sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs) * block_size * dtype.itemsize
+
+
+def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> CachePlan:
+    """Decide the number of blocks.
+
+    `available_bytes` is what can be taken after the weights. Without wishes: the least of 4 GiB, 40 % of that, and what
+    max_num_seqs sequences of max_model_len can use. Raises CapacityError, naming the flag to change, when the wish is
+    more than there is, or when not even one sequence of max_model_len fits.
+    """
+    blocks_per_sequence = -(-wish.max_model_len // wish.block_size)
+    usable = blocks_per_sequence * wish.max_num_seqs
+    if wish.num_blocks is not None:
+        num_blocks, flag = wish.num_blocks, "--num-gpu-blocks-override"
+    elif wish.wanted_bytes is not None:
+        num_blocks, flag = wish.wanted_bytes // bytes_per_block, "--kv-cache-memory-bytes"
+    else:
+        given = min(DEFAULT_BYTES, int(DEFAULT_SHARE * available_bytes))
+        num_blocks, flag = min(usable, given // bytes_per_block), "--kv-cache-memory-bytes"
+    size = num_blocks * bytes_per_block
+    if size > available_bytes:
+        raise CapacityError(
+            f"the KV cache wants {_gib(size)} ({num_blocks} blocks of {wish.block_size} tokens), and after the weights "
+            f"{_gib(available_bytes)} of memory are there; lower {flag}"
+        )
+    max_model_len = wish.max_model_len
+    notes: tuple[str, ...] = ()
+    if num_blocks < blocks_per_sequence:
+        max_model_len = num_blocks * wish.block_size
+        wanted = f"{wish.max_model_len} tokens want {_gib(blocks_per_sequence * bytes_per_block)} of KV cache"
+        found = (
+            f"{_gib(size)} ({max_model_len} tokens) are set aside of {_gib(available_bytes)} there after the weights"
+        )
+        if wish.max_model_len_given or max_model_len < 1:
+            raise CapacityError(
+                f"one sequence of --max-model-len {wanted}, and {found}; "
+                f"raise {flag}, or lower --max-model-len to {max_model_len} at most"
+            )
+        notes = (f"context reduced to {max_model_len} tokens: {wanted}, {found}; raise {flag} for more",)
+    return CachePlan(num_blocks, wish.block_size, max_model_len, size, notes)
+
+
+class KVCache:
+    """The tensors: `layers[i]` is (keys, values) of layer i, each [blocks, kv_heads, block_size, D]."""
+
+    def __init__(self, specs: Sequence[CacheSpec], plan: CachePlan, dtype: torch.dtype, device: torch.device) -> None:
+        shapes = [(plan.num_blocks, spec.num_kv_heads, plan.block_size, spec.head_dim) for spec in specs]
+        try:
+            tensors = _allocate([shape for shape in shapes for _ in range(2)], dtype, device)
+        except (OSError, MemoryError, RuntimeError) as error:
+            raise CapacityError(
+                f"the KV cache of {_gib(plan.bytes)} could not be allocated ({error}); lower --kv-cache-memory-bytes"
+            ) from error
+        self.layers: list[tuple[Tensor, Tensor]] = list(zip(tensors[::2], tensors[1::2], strict=True))
+
+    def copy_pairs(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """(source, target) block ids as the int64 [N, 2] that `Kernels.copy_blocks` reads."""
+        return torch.tensor(pairs, dtype=torch.int64, device=self.layers[0][0].device).view(-1, 2)
+
+
+def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    if device.type != "cpu":
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+    sizes = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
+    mapping = mmap.mmap(-1, max(sum(sizes), _ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(mapping, dtype=torch.uint8)
+    whole[::_ALIGNMENT].zero_()
+    tensors, offset = [], 0
+    for shape, size in zip(shapes, sizes, strict=True):
+        part = whole[offset : offset + math.prod(shape) * dtype.itemsize]
+        tensors.append(part.view(dtype).view(shape))
+        offset += size
+    return tensors
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.2f} MiB"

@@ -1,0 +1,149 @@
+"""How many blocks: memory, use, the operator's wish; what does not fit says bytes wanted, bytes there, and the flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.toy_model import ToySpec
+
+from quire.engine import hardware, kv_cache
+from quire.engine.errors import CapacityError
+from quire.engine.kv_cache import CachePlan, CacheWish, KVCache, block_bytes, plan_cache
+
+GIB = 1 << 30
+BYTES = 1 << 20
+
+
+def wish(**fields: Any) -> CacheWish:
+    return CacheWish(
+        **({"block_size": 16, "max_model_len": 1024, "max_model_len_given": True, "max_num_seqs": 8} | fields)
+    )
+
+
+def test_block_bytes_counts_keys_and_values_of_every_layer() -> None:
+    specs = [ToySpec(2, 64), ToySpec(1, 32)]
+    assert block_bytes(specs, 16, torch.bfloat16) == 2 * 2 * 16 * (2 * 64 + 1 * 32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "available", "num_blocks"),
+    [
+        ({}, 64 * GIB, 512),  # what 8 sequences of 1024 can use
+        ({"max_num_seqs": 1000}, 64 * GIB, 4096),  # 4 GiB
+        ({"max_num_seqs": 1000}, 5 * GIB, 2048),  # 40 % of 5 GiB
+        ({"wanted_bytes": 200 * BYTES + 5}, GIB, 200),
+        ({"num_blocks": 64}, GIB, 64),
+        ({"wanted_bytes": GIB, "num_blocks": 70}, GIB, 70),
+    ],
+)
+def test_number_of_blocks(fields: dict[str, Any], available: int, num_blocks: int) -> None:
+    plan = plan_cache(wish(**fields), BYTES, available)
+    assert (plan.num_blocks, plan.bytes, plan.max_model_len) == (num_blocks, num_blocks * BYTES, 1024)
+    assert plan.num_tokens == num_blocks * 16
+    assert plan.max_concurrency == num_blocks / 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "available", "words"),
+    [
+        ({"wanted_bytes": 2 * GIB}, GIB, ["2.00 GiB", "1.00 GiB", "--kv-cache-memory-bytes"]),
+        ({"num_blocks": 2048}, GIB, ["2.00 GiB", "1.00 GiB", "--num-gpu-blocks-override"]),
+        ({"num_blocks": 63}, GIB, ["1008", "--max-model-len", "--num-gpu-blocks-override"]),
+        ({"wanted_bytes": 10 * BYTES}, GIB, ["10.00 MiB", "64.00 MiB", "160", "--max-model-len"]),
+        ({}, 100 * BYTES, ["64.00 MiB", "640", "--max-model-len", "--kv-cache-memory-bytes"]),
+        ({"max_model_len_given": False}, BYTES, ["--kv-cache-memory-bytes"]),
+    ],
+)
+def test_what_does_not_fit(fields: dict[str, Any], available: int, words: list[str]) -> None:
+    with pytest.raises(CapacityError) as caught:
+        plan_cache(wish(**fields), BYTES, available)
+    assert caught.value.exit_code == 5
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_context_nobody_asked_for_is_reduced_with_a_note() -> None:
+    plan = plan_cache(wish(max_model_len_given=False), BYTES, 100 * BYTES)
+    assert plan.max_model_len == 640 == plan.num_tokens
+    assert "640" in plan.notes[0]
+
+
+def test_tensors_are_apart_zero_and_of_the_right_shape() -> None:
+    specs = [ToySpec(2, 8), ToySpec(1, 4)]
+    plan = CachePlan(5, 4, max_model_len=16, bytes=0)
+    cache = KVCache(specs, plan, torch.float32, torch.device("cpu"))
+    assert [tuple(tensor.shape) for tensor in cache.layers[0]] == [(5, 2, 4, 8)] * 2
+    assert [tuple(tensor.shape) for tensor in cache.layers[1]] == [(5, 1, 4, 4)] * 2
+    tensors = [tensor for layer in cache.layers for tensor in layer]
+    assert not any(tensor.any() for tensor in tensors)
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number + 1)
+    assert [tensor.unique().tolist() for tensor in tensors] == [[1], [2], [3], [4]]
+
+
+def test_an_allocation_that_fails_is_a_capacity_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(kv_cache.mmap, "mmap", refuse)
+    with pytest.raises(CapacityError, match=r"2\.00 GiB.*--kv-cache-memory-bytes"):
+        KVCache([ToySpec()], CachePlan(1, 16, 16, bytes=2 * GIB), torch.float32, torch.device("cpu"))
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8_192_000),
+        ({"proc/self/cgroup": "0::/\n"}, 8_192_000),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "max\n"}, 8_192_000),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/memory.max": "1000000\n",
+                "sys/fs/cgroup/a/memory.current": "700000\n",
+                "sys/fs/cgroup/a/memory.stat": "anon 1\ninactive_file 200000\n",
+            },
+            500_000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/x\n4:memory:/gone\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "1000000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "400000\n",
+            },
+            600_000,
+        ),
+    ],
+)
+def test_available_memory(files: dict[str, str], expected: int, tmp_path: Path) -> None:
+    assert hardware.available_memory(write(tmp_path, MEMINFO | files)) == expected
+
+
+def processor(number: int, core: int) -> str:
+    return f"processor : {number}\nphysical id : 0\ncore id : {core}\n"
+
+
+def test_cores_are_physical_allowed_and_within_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4, 5})
+    cpuinfo = "\n".join(processor(number, number % 4) for number in range(8))
+    assert hardware.count_cores(write(tmp_path, {"proc/cpuinfo": cpuinfo})) == 4
+    quota = {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "250000 100000\n"}
+    assert hardware.count_cores(write(tmp_path, quota)) == 2
+    assert hardware.count_cores(write(tmp_path, {"sys/fs/cgroup/a/cpu.max": "5000 100000\n"})) == 1
+    arm = {"proc/cpuinfo": "\n\n".join(f"processor : {number}\n" for number in range(8)), **quota}
+    assert hardware.count_cores(write(tmp_path, arm | {"sys/fs/cgroup/a/cpu.max": "max 100000\n"})) == 6
