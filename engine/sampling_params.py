@@ -96,6 +96,9 @@ RANGES: dict[str, Range] = {
 }
 """Of numbers; `logit_bias` is the range of its values. `logprobs` and `prompt_logprobs` are bounded by max_logprobs."""
 
+SCORING_MAX_TOKENS = Range(0, MAX_INT, integer=True)
+"""max_tokens of a request that asks for prompt_logprobs: 0 scores the prompt and generates nothing."""
+
 MAX_ITEMS: dict[str, int] = {
     "logit_bias": 1024,
     "stop_token_ids": 256,
@@ -115,6 +118,8 @@ def check(params: SamplingParams, *, vocab_size: int, max_logprobs: int = 20) ->
     for field, allowed in RANGES.items():
         if field == "logit_bias" or (field == "seed" and params.seed is None):
             continue
+        if field == "max_tokens" and params.prompt_logprobs is not None:
+            allowed = SCORING_MAX_TOKENS
         check_number(field, getattr(params, field), allowed)
     for field in ("logprobs", "prompt_logprobs"):
         if (value := getattr(params, field)) is not None:

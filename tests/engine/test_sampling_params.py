@@ -87,6 +87,7 @@ def test_message_names_value_and_range() -> None:
         {"temperature": 1e-300, "top_p": 0, "top_k": 1, "min_p": 1},
         {"temperature": 2, "n": 16, "top_k": -1, "seed": -(2**63), "repetition_penalty": 10},
         {"logit_bias": {0: -100, VOCAB - 1: 100}, "stop_token_ids": (0, VOCAB - 1), "bad_words": ((1, 2), (3,))},
+        {"max_tokens": 0, "prompt_logprobs": 0},
         {"stop": ("x" * 256,) * 16, "logprobs": 20, "prompt_logprobs": 0, "allowed_token_ids": [0]},
     ],
 )
