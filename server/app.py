@@ -1,0 +1,107 @@
+"""The HTTP application: every route with who may call it. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from quire.server.edge import Edge
+from quire.server.errors import ApiError, quoted
+from quire.server.exchange import Access, Endpoint, Exchange
+from quire.server.generation import Engine
+from quire.server.limits import Limits
+from quire.server.not_built_routes import NOT_BUILT
+from quire.server.routes_openai import OpenAIRoutes
+from quire.server.routes_probe import ProbeRoutes
+from quire.server.routes_text import TextRoutes
+from quire.server.service import SamplingDefaults, Service
+from quire.server.settings import ServerSettings
+from quire.server.text_work import Tokenizer
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+def create_app(
+    settings: ServerSettings,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    *,
+    defaults: SamplingDefaults | None = None,
+    limits: Limits | None = None,
+    clock: Callable[[], float] | None = None,
+) -> FastAPI:
+    """The application that serves one model. `app.state.service` is what its routes share.
+
+    `defaults` are the model's own sampling defaults and EOS ids; `clock` gives monotonic seconds. Nothing is started
+    here and nothing ends with the app: engine and tokenizer belong to the caller.
+    """
+    limits = limits or Limits()
+    service = Service(settings, engine, tokenizer, defaults, limits, clock or _loop_time)
+    app = FastAPI(title="Quire", openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.router.redirect_slashes = False
+
+    def endpoint(handler: Handler, access: Access, *methods: str) -> Endpoint:
+        return Endpoint(
+            handler, access=access, methods=methods, keys=service.keys, limits=limits, on_error=_count(service)
+        )
+
+    for path, handler, access, method in _table(service):
+        app.router.routes.append(Route(path, endpoint(handler, access, method)))
+    for path in NOT_BUILT:
+        app.router.routes.append(Route(path, endpoint(_refuse_not_built(path), Access.KEY)))
+    app.router.default = endpoint(_unknown_url, Access.KEY)
+    app.add_middleware(
+        Edge,
+        limits=limits,
+        local_only=settings.is_local() and settings.uds is None and not service.keys,
+        allowed_origins=settings.allowed_origins,
+    )
+    return app
+
+
+def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
+    openai, text, probe = OpenAIRoutes(service), TextRoutes(service), ProbeRoutes(service)
+    return [
+        ("/v1/chat/completions", openai.chat_completions, Access.KEY, "POST"),
+        ("/v1/completions", openai.completions, Access.KEY, "POST"),
+        ("/v1/models", openai.models, Access.KEY, "GET"),
+        # A model's name may hold slashes, as hub names do.
+        ("/v1/models/{name:path}", openai.model, Access.KEY, "GET"),
+        ("/tokenize", text.tokenize, Access.KEY, "POST"),
+        ("/detokenize", text.detokenize, Access.KEY, "POST"),
+        ("/metrics", probe.metrics, Access.KEY, "GET"),
+        ("/load", probe.load, Access.KEY, "GET"),
+        ("/version", probe.version, Access.KEY, "GET"),
+        ("/health", probe.health, Access.OPEN, "GET"),
+        ("/livez", probe.health, Access.OPEN, "GET"),
+        ("/ready", probe.ready, Access.OPEN, "GET"),
+        ("/readyz", probe.ready, Access.OPEN, "GET"),
+        ("/", probe.page, Access.OPEN, "GET"),
+    ]
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _count(service: Service) -> Callable[[ApiError], None]:
+    def count(error: ApiError) -> None:
+        if error.status in (429, 503):
+            service.metrics.rejected(error.code)
+
+    return count
+
+
+def _refuse_not_built(path: str) -> Handler:
+    async def refuse(exchange: Exchange) -> None:
+        raise ApiError("not_built", f"{path}: {NOT_BUILT[path]}.")
+
+    return refuse
+
+
+async def _unknown_url(exchange: Exchange) -> None:
+    raise ApiError("unknown_url", f"Unknown URL {quoted(exchange.scope['path'])}; GET / names the routes.")

@@ -1,0 +1,66 @@
+"""Who is calling: keys are compared by their SHA-256 digests, in time that does not depend on where they differ."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from quire.server.api_keys import ApiKey
+from quire.server.errors import ApiError
+
+MAX_KEY_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose request it is. `key_id` is no secret; empty when the server has no keys."""
+
+    key_id: str = ""
+
+
+class KeyRing:
+    """The keys that are accepted; without any, everybody is."""
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._keys = tuple(keys)
+        self._secret = secrets.token_bytes(32)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def identify(self, authorization: bytes | None) -> Caller:
+        """The caller with this Authorization header. Raises invalid_api_key, with the same text for every reason."""
+        if not self._keys:
+            return Caller()
+        scheme, _, presented = (authorization or b"").partition(b" ")
+        presented = presented.strip()
+        digest = hashlib.sha256(presented[:MAX_KEY_BYTES]).digest()
+        found: ApiKey | None = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        if found is None or scheme.lower() != b"bearer" or not 0 < len(presented) <= MAX_KEY_BYTES:
+            raise ApiError(
+                "invalid_api_key",
+                "A valid API key is needed: send it as `Authorization: Bearer KEY`.",
+                headers=(("www-authenticate", "Bearer"),),
+                close=True,
+            )
+        return Caller(found.key_id)
+
+    def salt(self, caller: Caller, cache_salt: str | None) -> bytes:
+        """What separates this caller's blocks in the prefix cache: its key, and the salt it asked for.
+
+        Keyed by a secret of this process, so that nobody can aim at another's salt. Empty, which shares with every
+        other empty one, only without keys and without `cache_salt`.
+        """
+        if not caller.key_id and cache_salt is None:
+            return b""
+        digest = hashlib.blake2b(key=self._secret, digest_size=16)
+        for field in (caller.key_id, cache_salt or ""):
+            data = field.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(4, "little") + data)
+        return digest.digest()
