@@ -1,0 +1,106 @@
+"""The command line: `quire serve | chat | complete | info`. Each command is loaded when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+_HELP = """\
+usage: quire COMMAND [arguments]
+
+  serve [MODEL]      serve a model over HTTP; without MODEL, the starter model that ships with Quire
+  chat               talk to a server, or start one for the while (-q asks one question)
+  complete [PROMPT]  continue a text, the same way
+  info               versions, device, chosen kernels and why, the starter model
+
+`quire COMMAND --help` tells more. Exit codes: 0, 1 request failed, 2 usage, 3 model, 4 address, 5 memory."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. An error is one line on stderr; a traceback only with --debug."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        exit_code = _exit_code(error)
+        if exit_code is None or "--debug" in words:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code
+
+
+def _run(words: list[str]) -> int:
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        print(_HELP)
+        return 0
+    if command in ("--version", "-V"):
+        from quire import __version__
+
+        print(f"quire {__version__}")
+        return 0
+    if command == "serve":
+        return _serve(rest)
+    if command in ("chat", "complete"):
+        from quire.clients import talk
+
+        return talk.main(command, rest)
+    if command == "info":
+        from quire.clients import info
+
+        return info.main(rest)
+    return _refuse(command)
+
+
+def _serve(words: list[str]) -> int:
+    from quire.clients.terminal import colours
+
+    if "--help" in words or "-h" in words:
+        from quire.server.help import serve_help
+
+        print(serve_help(colours(sys.stdout)))
+        return 0
+    from quire.server.layers import load_settings
+
+    settings = load_settings(words, os.environ)
+    if any(word.partition("=")[0].replace("_", "-") == "--api-key" for word in words):
+        print(
+            "warning: --api-key can be read by everybody on this machine (ps); use --api-key-file or QUIRE_API_KEY",
+            file=sys.stderr,
+        )
+    from quire.server.serve import serve
+
+    return serve(settings)
+
+
+def _refuse(command: str) -> int:
+    from quire.clients.terminal import USAGE, CommandFailed, nearest
+    from quire.server.not_built import COMMANDS
+
+    if command in COMMANDS:
+        raise CommandFailed(f"quire {command}: {COMMANDS[command]}", USAGE)
+    hint = nearest(command, ["serve", "chat", "complete", "info", *COMMANDS]) or "; `quire --help` lists the commands"
+    raise CommandFailed(f"unknown command {command}{hint}", USAGE)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that is meant for people; None for a fault of ours."""
+    from quire.clients.terminal import CommandFailed
+    from quire.engine.errors import QuireError
+
+    if isinstance(error, CommandFailed | QuireError):
+        return error.exit_code
+    from quire.clients.errors import ClientError
+
+    return 1 if isinstance(error, ClientError) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""The command line against a small scripted server on the loopback interface."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quire.clients import cli
+from quire.clients.client import Client
+from quire.clients.talk import Reply, Talk
+from quire.server import not_built
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    """Answers like an OpenAI server: says every word of `answer`; keeps the bodies that it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.answer = "fine, thanks"
+        self.bodies: list[dict[str, Any]] = []
+        self.refusal: tuple[int, dict[str, Any]] | None = None
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: ScriptedServer
+
+    def do_GET(self) -> None:
+        answers = {"/version": {"version": "0"}, "/v1/models": {"data": [{"id": "scripted"}]}}
+        self._send(200, "application/json", json.dumps(answers[self.path]).encode())
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.bodies.append(body)
+        if self.server.refusal is not None:
+            status, error = self.server.refusal
+            self._send(status, "application/json", json.dumps({"error": error}).encode())
+            return
+        words = [f"{word} " for word in self.server.answer.split()]
+        is_chat = self.path == "/v1/chat/completions"
+        chunks: list[Any] = [
+            {"choices": [{"index": 0, **({"delta": {"content": word}} if is_chat else {"text": word})}]}
+            for word in words
+        ]
+        chunks.append({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(words)}})
+        frames = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+        self._send(200, "text/event-stream", "".join([*frames, "data: [DONE]\n\n"]).encode())
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *values: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
+    for name in ("QUIRE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with ScriptedServer() as server:
+        monkeypatch.setenv("QUIRE_BASE_URL", server.url)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_one_question(server: ScriptedServer, piped: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    piped("")
+    assert (
+        cli.main(["chat", "-q", "how are you?", "--system", "be kind", "--max-tokens", "9", "--temperature", "0"]) == 0
+    )
+    assert capsys.readouterr().out == "fine, thanks \n"
+    assert server.bodies == [
+        {
+            "model": "scripted",
+            "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how are you?"}],
+            "max_tokens": 9,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ]
+
+
+def test_piped_text_is_appended(server: ScriptedServer, piped: Callable[[str], None]) -> None:
+    piped("line one\nline two\n")
+    assert cli.main(["chat", "-q", "summarise:"]) == 0
+    assert server.bodies[0]["messages"][0]["content"] == "summarise:\n\nline one\nline two"
+    piped("alone\n")
+    assert cli.main(["complete"]) == 0
+    assert server.bodies[1]["prompt"] == "alone"
+
+
+def test_statistics_go_to_stderr(
+    server: ScriptedServer, piped: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped("")
+    assert cli.main(["complete", "once", "--stats", "--model", "other"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "fine, thanks \n"
+    assert err.startswith("5 prompt tokens (0 cached), 2 tokens in ")
+    assert "the first after" in err
+    assert server.bodies[0]["model"] == "other"
+
+
+def test_a_refusal_is_one_line_and_exit_1(
+    server: ScriptedServer, piped: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped("")
+    server.refusal = (400, {"message": "max_tokens: at most 7", "code": "context_length_exceeded"})
+    assert cli.main(["chat", "-q", "hi"]) == 1
+    assert capsys.readouterr().err == "error: max_tokens: at most 7\n"
+
+
+USAGE = [
+    (["serv"], "unknown command serv; did you mean serve?"),
+    (["zzz"], "unknown command zzz; `quire --help` lists the commands"),
+    (["chat", "--modle", "x"], "unknown flag --modle; did you mean --model?"),
+    (["chat", "one", "two"], "one argument too many: one"),
+    (["chat", "--max-tokens", "many"], "argument --max-tokens: invalid int value"),
+    (["chat"], "nothing was asked; give -q QUESTION, or pipe it in"),
+    (["complete"], "nothing was asked; give PROMPT, or pipe it in"),
+    (["serve", "--prot", "1"], "unknown flag --prot; did you mean --port?"),
+    (["serve", "--host", "0.0.0.0"], "--allow-unauthenticated"),
+    *(([command], f"quire {command}: {sentence}") for command, sentence in not_built.COMMANDS.items()),
+]
+
+
+@pytest.mark.parametrize(("arguments", "part"), USAGE, ids=[" ".join(arguments) for arguments, _ in USAGE])
+def test_usage_errors(
+    arguments: list[str],
+    part: str,
+    piped: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("QUIRE_API_KEY", raising=False)
+    piped("")
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert part in err
+    assert err.count("\n") == 1
+
+
+def test_every_promised_command_works_or_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    page = capsys.readouterr().out
+    promised = {"serve", "chat", "complete", "run", "bench", "batch", "plan", "info"}
+    built = {name for name in promised if f"\n  {name} " in page}
+    assert built | set(not_built.COMMANDS) == promised
+    assert not built & set(not_built.COMMANDS)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert cli.main(["serve", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("quire 0.")
+    assert "--max-model-len" in out
+
+
+def test_a_traceback_only_with_debug() -> None:
+    from quire.engine.errors import UsageError
+
+    with pytest.raises(UsageError):
+        cli.main(["serve", "--port", "x", "--debug"])
+
+
+class Typed:
+    """Replaces `input`: gives the lines in order, raises the exceptions among them, then ends the input."""
+
+    def __init__(self, *lines: str | BaseException) -> None:
+        self.lines = iter(lines)
+
+    def __call__(self, prompt: str) -> str:
+        line = next(self.lines, None)
+        if isinstance(line, BaseException):
+            raise line
+        if line is None:
+            raise EOFError
+        return line
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Runs `quire chat` with typed lines."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def chat(*lines: str | BaseException) -> int:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        monkeypatch.setattr("sys.stdin", Terminal())
+        monkeypatch.setattr("builtins.input", Typed(*lines))
+        return cli.main(["chat"])
+
+    return chat
+
+
+def contents(body: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in body["messages"]]
+
+
+def test_a_conversation(server: ScriptedServer, terminal: Callable[..., int]) -> None:
+    assert terminal("one", "", KeyboardInterrupt(), "two", "/retry", "/clear", "/system brief", "three", "/bye") == 0
+    answer = "fine, thanks "
+    assert [contents(body) for body in server.bodies] == [
+        ["one"],
+        ["one", answer, "two"],
+        ["one", answer, "two"],
+        ["brief", "three"],
+    ]
+
+
+def test_a_refusal_does_not_end_a_conversation(
+    server: ScriptedServer, terminal: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.refusal = (400, {"message": "no"})
+    assert terminal("one", "/hlep", "/stats", "/help") == 0
+    out, err = capsys.readouterr()
+    assert err == "error: no\n"
+    assert "unknown command /hlep; did you mean /help?" in out
+    assert "forget the conversation" in out
+
+
+def test_the_lines_are_remembered_for_their_owner_only(
+    server: ScriptedServer, terminal: Callable[..., int], tmp_path: Path
+) -> None:
+    assert terminal("/bye") == 0
+    path = tmp_path / "quire" / "chat_history"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_ctrl_c_stops_the_reply_and_keeps_what_came(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(text: str, stream: Any) -> str:
+        if text == "thanks ":
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr("quire.clients.talk.printable", interrupt)
+    with Client(server.url) as client:
+        reply = Talk(client, "scripted", {}, show_statistics=True).chat([{"role": "user", "content": "hi"}])
+    assert reply.stopped
+    assert reply.text == "fine, thanks "
+    assert capsys.readouterr() == ("fine, \n", "")
+
+
+def test_statistics_of_a_reply() -> None:
+    reply = Reply(asked=10.0, first=10.5, ended=12.5)
+    assert reply.statistics() == "0 prompt tokens (0 cached), 0 tokens in 2.50 s, the first after 0.500 s"
+
+
+def test_control_characters_reach_pipes_but_no_terminal() -> None:
+    from quire.clients.terminal import printable
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = "a\x1b[2Jb\tc\né\x9b"
+    assert printable(text, io.StringIO()) == text
+    assert printable(text, Terminal()) == "a�[2Jb\tc\né�"
