@@ -107,7 +107,7 @@ class BlockPool:
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks with one reference each, evicting what they cached; None, and no change, if too few."""
-        if count > self.num_free:
+        if count > self.num_free or self._faults.rarely("pool.refuse"):
             return None
         if self._faults.rarely("pool.evict"):
             self.forget(self.free_block_ids())

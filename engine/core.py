@@ -20,7 +20,11 @@ logger = logging.getLogger("quire.engine")
 
 
 class Runner(Protocol):
-    """Executes steps in the order of `forward`, and answers them in that order."""
+    """Executes steps in the order of `forward`, and answers them in that order.
+
+    A fault of one row is that row's `failure` in `Sampled`. Where a call raises nevertheless, its step leaves nothing
+    behind to collect, and the steps around it are not touched.
+    """
 
     def forward(self, step: Step) -> None:
         """Begin to compute the step."""

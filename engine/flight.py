@@ -8,7 +8,7 @@ from quire.engine.sequence import Sequence
 from quire.engine.step import NewRow
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Draft:
     """Decisions of one `schedule()`: how many tokens each sequence computes."""
 
@@ -27,7 +27,7 @@ class Draft:
         self.num_partial += num_tokens < sequence.num_missing_tokens
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Flight:
     """What `apply()` must know of a launched step."""
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Ids
+from functools import lru_cache
 from hashlib import blake2b
+from struct import Struct
 from typing import NamedTuple
 
 _PARENT, _TOKEN_IDS, _EMBEDDINGS, _ADAPTER_EPOCH, _MODEL_EPOCH, _SALT = range(6)
+_HEADER = Struct("<BI")
 
 
 class Scope(NamedTuple):
@@ -22,6 +25,19 @@ class Scope(NamedTuple):
     salt: bytes = b""
     adapter_epoch: int = 0
     model_epoch: int = 0
+
+
+def _field(tag: int, data: bytes) -> bytes:
+    return _HEADER.pack(tag, len(data)) + data
+
+
+@lru_cache(maxsize=1024)
+def _scope_fields(scope: Scope) -> bytes:
+    return (
+        _field(_ADAPTER_EPOCH, scope.adapter_epoch.to_bytes(8, "little"))
+        + _field(_MODEL_EPOCH, scope.model_epoch.to_bytes(8, "little"))
+        + _field(_SALT, scope.salt)
+    )
 
 
 class BlockKey:
@@ -63,15 +79,12 @@ class PrefixIndex:
         `embeddings` is the digest of every embedding that overrides a row of the block; empty for text.
         """
         ids = array("i", token_ids).tobytes()
-        fields = (
-            (_PARENT, b"" if parent is None else parent.hash.to_bytes(16, "little")),
-            (_TOKEN_IDS, ids),
-            (_EMBEDDINGS, embeddings),
-            (_ADAPTER_EPOCH, scope.adapter_epoch.to_bytes(8, "little")),
-            (_MODEL_EPOCH, scope.model_epoch.to_bytes(8, "little")),
-            (_SALT, scope.salt),
+        encoded = (
+            _field(_PARENT, b"" if parent is None else parent.hash.to_bytes(16, "little"))
+            + _field(_TOKEN_IDS, ids)
+            + _field(_EMBEDDINGS, embeddings)
+            + _scope_fields(scope)
         )
-        encoded = b"".join(tag.to_bytes(1, "little") + len(data).to_bytes(4, "little") + data for tag, data in fields)
         digest = blake2b(encoded, digest_size=16, key=self._secret, person=b"quire block").digest()
         return BlockKey(int.from_bytes(digest, "little") & self._mask, parent, ids, scope)
 

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 
 from quire.engine.block_pool import BlockPool
 from quire.engine.config import Policy
+from quire.engine.counters import Counters
 from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.flight import Draft, Flight
+from quire.engine.forks import Forks
 from quire.engine.messages import Add, CancelReason, Failure, FinishReason, OutputRow, Statistics
 from quire.engine.prefix_cache import PrefixCache
 from quire.engine.queues import MAX_PREEMPTIONS
@@ -58,20 +60,6 @@ class SchedulerConfig:
     policy: Policy = "fcfs"
 
 
-@dataclass(slots=True)
-class _Counts:
-    """Since the start; the fields of `Statistics` of the same names."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_generation_tokens: int = 0
-    num_preemptions: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-    step_tokens: int = 0
-
-
 class Scheduler:
     """Decides what each step computes. With its `roster`, the only writer of sequences and queues."""
 
@@ -84,10 +72,11 @@ class Scheduler:
         self.config, self.pool = config, pool
         self.cache = PrefixCache(pool)
         self.roster = Roster(config.max_num_seqs, config.policy, pool, self.cache)
+        self._forks = Forks(pool, self.roster)
         self.flights: deque[Flight] = deque()
         """Steps in flight, oldest first."""
         self._max_chunk = config.long_prefill_token_threshold or config.max_num_batched_tokens
-        self._counts = _Counts()
+        self._counters = Counters()
         self._faults = faults
 
     # --- events ---
@@ -175,7 +164,7 @@ class Scheduler:
         if victim is None:
             return False
         victim.num_preemptions += 1
-        self._counts.num_preemptions += 1
+        self._counters.num_preemptions += 1
         self.roster.leave(victim, Status.PREEMPTED)
         self.roster.settle()
         return True
@@ -224,7 +213,7 @@ class Scheduler:
         sequence.num_published_blocks = len(hit)
         draft.new_rows.append(self.roster.start(sequence))
         draft.give(sequence, chunk)
-        self._count_admission(sequence, len(keys) * self.pool.block_size, now)
+        self._counters.admit(sequence, len(keys) * self.pool.block_size, now)
         return True
 
     def _allocate(self, sequence: Sequence, hit: list[int]) -> bool:
@@ -246,16 +235,6 @@ class Scheduler:
         sequence.block_table = hit + block_ids
         return True
 
-    def _count_admission(self, sequence: Sequence, num_looked_up: int, now: float) -> None:
-        group, counts = sequence.group, self._counts
-        counts.prefix_cache_queries += num_looked_up
-        counts.prefix_cache_hits += sequence.num_computed_tokens
-        if group.first_scheduled_at is None:
-            group.first_scheduled_at = now
-            group.num_cached_tokens = sequence.num_computed_tokens
-            counts.num_prompt_tokens += sequence.num_prompt_tokens
-            counts.num_cached_tokens += group.num_cached_tokens
-
     def _spend_rest(self, draft: Draft) -> None:
         """Budget that nobody else wanted goes to the prompts that could take more."""
         if draft.budget == 0 or draft.num_partial == 0:
@@ -270,11 +249,11 @@ class Scheduler:
         """The draft as a Step; every token in it counts as scheduled."""
         if not draft.chunks:
             return None
-        self._counts.num_steps += 1
-        self._counts.step_tokens = sum(draft.chunks.values())
-        flight = Flight(self._counts.num_steps)
+        self._counters.num_steps += 1
+        self._counters.step_tokens = sum(draft.chunks.values())
+        flight = Flight(self._counters.num_steps)
         work = tuple([self._freeze_work(sequence, count, draft, flight) for sequence, count in draft.chunks.items()])
-        block_copies = self._freeze_copies(flight)
+        block_copies = self._forks.freeze_copies(flight)
         released_rows = tuple(self.roster.released_rows)
         self.roster.released_rows.clear()
         self.flights.append(flight)
@@ -294,46 +273,18 @@ class Scheduler:
         return RowWork(sequence.row, start, num_tokens, new_block_ids, samples, wants)
 
     def _sampling_rows(self, sequence: Sequence, draft: Draft, flight: Flight) -> tuple[int, ...]:
-        """The rows that sample now that `sequence` has caught up: its own, and its forks' at the end of their prompt.
-
-        After a fork nobody computes on, the leader included, before the forks have their blocks: so the copy of a
-        partial block is made before anyone writes to it.
-        """
+        """The rows that sample now that `sequence` has caught up: its own, and its forks' at the end of a prompt."""
         if sequence.params.max_tokens == 0:
             flight.endings.append(sequence)
             return ()
         flight.samplers.append(sequence)
-        forks = self._start_forks(sequence, draft) if sequence.group.leader is sequence else []
+        forks = self._forks.start(sequence, draft) if sequence.group.leader is sequence else []
         if forks:
             flight.forks.append((sequence, forks))
             flight.samplers += forks
         elif sequence.num_target_tokens < sequence.max_computed_tokens:
             sequence.num_target_tokens += 1
         return (sequence.row, *[fork.row for fork in forks])
-
-    def _start_forks(self, leader: Sequence, draft: Draft) -> list[Sequence]:
-        """The choices that get a row; the others are queued, and will find the prompt in the prefix cache."""
-        group, num_rows = leader.group, len(self.roster.free_rows)
-        forks, queued = group.forks[:num_rows], group.forks[num_rows:]
-        group.leader, group.forks = None, []
-        for fork in queued:
-            self.roster.queue.add(fork)
-        for fork in forks:
-            draft.new_rows.append(self.roster.start(fork))
-            fork.num_scheduled_tokens = fork.num_target_tokens
-            fork.num_steps_in_flight = 1
-        return forks
-
-    def _freeze_copies(self, flight: Flight) -> tuple[tuple[int, int], ...]:
-        copies = self.roster.copies
-        if not copies:
-            return ()
-        for owner, (source, target) in copies.items():
-            self.pool.pin(target)
-            flight.copies.append((owner, source, target))
-        block_copies = tuple(copies.values())
-        copies.clear()
-        return block_copies
 
     # --- apply ---
 
@@ -352,7 +303,7 @@ class Scheduler:
         rows = self._fail_rows(flight, sampled)
         self._advance(flight, sampled)
         rows += self._append_tokens(flight, sampled)
-        self._fork(flight)
+        self._forks.finish(flight)
         self.roster.settle()
         return rows
 
@@ -404,7 +355,8 @@ class Scheduler:
             if sequence.status is Status.RUNNING
         ]
         for sequence in flight.endings:
-            rows += self.roster.finish(list(sequence.group.choices.values()), "length")
+            if sequence.status is Status.RUNNING:
+                rows += self.roster.finish(list(sequence.group.choices.values()), "length")
         return rows
 
     def _append(self, sequence: Sequence, sampled: SampledRow) -> OutputRow:
@@ -417,7 +369,7 @@ class Scheduler:
             reason = self._finish_reason(sequence, token_id)
             if reason is not None:
                 break
-        self._counts.num_generation_tokens += num_kept
+        self._counters.num_generation_tokens += num_kept
         logprobs = None if sampled.logprobs is None else sampled.logprobs[:num_kept]
         row = output_row(sequence, sampled.token_ids[:num_kept], reason, logprobs=logprobs)
         if reason is not None:
@@ -429,33 +381,6 @@ class Scheduler:
             return "stop"
         return "length" if len(sequence.token_ids) >= sequence.max_length else None
 
-    def _fork(self, flight: Flight) -> None:
-        """Choices that sampled from their leader's logits get its blocks; without a block for the copy they queue."""
-        for leader, forks in flight.forks:
-            leader.num_target_tokens = min(len(leader.token_ids), leader.max_computed_tokens)
-            for fork in forks:
-                if fork.status is Status.RUNNING and not self._inherit(fork, leader):
-                    self.roster.leave(fork, Status.PREEMPTED)
-
-    def _inherit(self, fork: Sequence, leader: Sequence) -> bool:
-        """Share the full blocks of the prompt; the next step copies the partial one."""
-        num_full_blocks, num_rest = divmod(fork.num_prompt_tokens, self.pool.block_size)
-        copy = self.pool.allocate(1 if num_rest else 0)
-        if copy is None:
-            return False
-        if copy:
-            source = leader.block_table[num_full_blocks]
-            self.pool.pin(source)
-            self.roster.copies[fork] = (source, copy[0])
-        shared = leader.block_table[:num_full_blocks]
-        self.pool.share(shared)
-        fork.block_table = shared + copy
-        fork.keys = leader.keys[:num_full_blocks]
-        fork.num_published_blocks = leader.num_published_blocks
-        fork.num_computed_tokens = fork.num_scheduled_tokens
-        fork.num_target_tokens = min(len(fork.token_ids), fork.max_computed_tokens)
-        return True
-
     # --- questions ---
 
     def has_work(self) -> bool:
@@ -464,19 +389,4 @@ class Scheduler:
 
     def statistics(self) -> Statistics:
         """Gauges of this moment, counters since the start."""
-        counts = self._counts
-        return Statistics(
-            num_running=len(self.roster.running),
-            num_waiting=len(self.roster.queue),
-            num_blocks=self.pool.num_blocks,
-            num_used_blocks=self.pool.num_used,
-            num_cached_blocks=self.pool.num_cached,
-            num_steps=counts.num_steps,
-            num_prompt_tokens=counts.num_prompt_tokens,
-            num_cached_tokens=counts.num_cached_tokens,
-            num_generation_tokens=counts.num_generation_tokens,
-            num_preemptions=counts.num_preemptions,
-            prefix_cache_queries=counts.prefix_cache_queries,
-            prefix_cache_hits=counts.prefix_cache_hits,
-            step_tokens=counts.step_tokens,
-        )
+        return self._counters.statistics(self.roster, self.pool)

@@ -123,13 +123,17 @@ class Sequence:
         self.block_table: list[int] = []
         self.num_sent_blocks = 0
         """Of the block table, how many the runner has been told of."""
-        self.num_target_tokens = min(len(self.token_ids), self.max_computed_tokens)
+        self.expect_known_tokens()
         self.num_scheduled_tokens = 0
         self.num_computed_tokens = 0
         self.num_steps_in_flight = 0
         self.num_published_blocks = 0
         if self.choice == 0 and self.params.prompt_logprobs is not None and self.num_output_tokens == 0:
             self.prompt_logprobs = [None]
+
+    def expect_known_tokens(self) -> None:
+        """The target is what is known: no placeholders."""
+        self.num_target_tokens = min(len(self.token_ids), self.max_computed_tokens)
 
     @property
     def num_missing_tokens(self) -> int:

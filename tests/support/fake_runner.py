@@ -119,7 +119,7 @@ class FakeRunner:
 
     def sample(self, step: Step, masks: None) -> None:
         """Sampled tokens are the runner's own at once; the scheduler learns of them at `collect`."""
-        assert self._pending[-1][0] is step
+        assert self._pending[-1][0].step_id == step.step_id
 
     def collect(self) -> Sampled:
         """The oldest step's writes land."""
