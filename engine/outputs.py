@@ -54,6 +54,25 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     """Whole, on choice 0's first delta, when asked for."""
     queue_seconds: float = 0.0
 
+    def merge(self, later: TextDelta) -> TextDelta:
+        """This delta and a later one of the same choice as one, for a reader that is slower than the engine."""
+        logprobs = None
+        if self.logprobs is not None or later.logprobs is not None:
+            logprobs = (self.logprobs or ()) + (later.logprobs or ())
+        return TextDelta(
+            choice=self.choice,
+            text=self.text + later.text,
+            token_ids=self.token_ids + later.token_ids,
+            num_output_tokens=later.num_output_tokens,
+            num_cached_tokens=max(self.num_cached_tokens, later.num_cached_tokens),
+            finish_reason=later.finish_reason,
+            stop_reason=later.stop_reason,
+            failure=later.failure,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs if self.prompt_logprobs is not None else later.prompt_logprobs,
+            queue_seconds=max(self.queue_seconds, later.queue_seconds),
+        )
+
 
 class RequestFailed(Exception):
     """A request that ended without an answer: engine dead, draining, overloaded, or a fault of this request alone."""
