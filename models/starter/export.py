@@ -35,6 +35,7 @@ def export(checkpoint: Path, folder: Path) -> None:
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items() if name.startswith("model.")}
     path = folder / "model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_BYTES} the starter model may have")
     shape = Shape(**json.loads((checkpoint / "shape.json").read_text()))

@@ -50,7 +50,7 @@ def rotary_table(shape: Shape) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Apply rotary positions to x [batch, length, heads, head_dim]; the sines' first half carries the minus sign."""
-    return x * cos[:, None] + x.roll(x.shape[-1] // 2, dims=-1) * signed_sin[:, None]
+    return x * cos.unsqueeze(-2) + x.roll(x.shape[-1] // 2, dims=-1) * signed_sin.unsqueeze(-2)
 
 
 @dataclass
