@@ -128,6 +128,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The chosen kernels and why, one line."""
     seconds: dict[str, float]
     """Start-up by part: import, weights, kv_cache, warmup."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the operator: what was reduced, and why."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):
