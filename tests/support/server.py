@@ -44,12 +44,14 @@ def children(pid: int) -> list[int]:
 class ServerProcess:
     """`quire serve ...` on a free port; `output` collects what it prints."""
 
-    def __init__(self, *arguments: str, wait: bool = True, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, wait: bool = True, env: dict[str, str] | None = None, python: str = sys.executable
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "quire.clients.cli", "serve", *arguments, "--port", str(self.port)],
+            [python, "-m", "quire.clients.cli", "serve", *arguments, "--port", str(self.port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,0 +1,130 @@
+"""The wheel holds everything that serving needs: built from the sdist, installed elsewhere, served, asked."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+from support.server import ServerProcess
+from support.source_tree import FOLDERS, ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NOT_SHIPPED = re.compile(
+    r"\.venv|\.git|\..*_cache|\.hypothesis|__pycache__|build|dist|.*\.egg-info|tests|docs|.*\.ckpt|checkpoint|tmp"
+)
+BUILD = "import sys; from setuptools import build_meta; build_meta.{}(sys.argv[1])"
+
+
+def test_every_package_is_on_the_map() -> None:
+    folders = {str(path.parent.relative_to(ROOT)) for top in FOLDERS for path in (ROOT / top).rglob("__init__.py")}
+    names = {"quire" if folder == "quire" else f"quire.{folder.replace('/', '.')}" for folder in folders}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == names
+
+
+def test_type_checkers_see_the_same_map() -> None:
+    for folder in (*FOLDERS, "quire/__init__.py"):
+        if folder != "quire":
+            link = ROOT / ".typing" / "quire" / folder.removeprefix("quire/")
+            assert link.resolve() == ROOT / folder
+
+
+def test_one_torch_and_no_other_package_asks_for_one() -> None:
+    wanted = [
+        f"{distribution.name}: {requirement}"
+        for distribution in importlib.metadata.distributions()
+        for requirement in distribution.requires or []
+        if re.match(r"torch(vision|audio)?\b(?!-)", requirement) and "extra ==" not in requirement
+    ]
+    assert set(wanted) == {"quire: torch<=2.13.0,>=2.11"}
+
+
+def test_python_runs_without_the_current_folder() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("test", "serve"):
+        recipe = makefile.split(f"\n{target}:")[1].split("\n\n")[0]
+        assert "PYTHONSAFEPATH=1" in recipe
+    assert "PYTHONSAFEPATH=1" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_scripts_parse() -> None:
+    run = ROOT / ".ci" / "run"
+    assert run.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", str(run)], check=True)
+    embedded = run.read_text().split("<<'PYTHON'\n")[1].split("\nPYTHON\n")[0]
+    ast.parse(embedded)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built from the unpacked sdist of a copy of the tree, so that only what is shipped gets into it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(
+        ROOT, folder / "tree", ignore=lambda _, names: [name for name in names if NOT_SHIPPED.fullmatch(name)]
+    )
+    _build("build_sdist", folder / "tree", folder)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "sdist", filter="data")
+    (unpacked,) = (folder / "sdist").iterdir()
+    _build("build_wheel", unpacked, folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def _build(hook: str, tree: Path, target: Path) -> None:
+    command = [sys.executable, "-c", BUILD.format(hook), str(target)]
+    run = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has the wheel, and of this environment only the dependencies."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    install = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    # A path in a .pth file is searched; the .pth files inside it, our editable install's among them, are not run.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def test_the_wheel_holds_the_starter_and_the_defaults(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {
+        "quire/py.typed",
+        "quire/server/config.yaml",
+        "quire/models/starter/config.json",
+        "quire/models/starter/model.safetensors",
+        "quire/models/starter/tokenizer.json",
+        "quire/models/starter/README.md",
+    } <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0] for name in names} == {"quire", wheel.name.rpartition("-py3")[0] + ".dist-info"}
+
+
+def test_the_installed_wheel_serves_the_starter(python: Path) -> None:
+    where = subprocess.run(
+        [str(python), "-P", "-c", "import quire.server; print(quire.server.__file__)"], capture_output=True, text=True
+    )
+    assert str(python.parents[1]) in where.stdout
+    with ServerProcess(python=str(python)) as server:
+        question = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "temperature": 0}
+        answer = httpx.post(server.url + "/v1/chat/completions", json=question, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert "42" in answer.json()["choices"][0]["message"]["content"]
