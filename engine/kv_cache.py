@@ -10,15 +10,12 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quire.engine.errors import CapacityError
-
-if TYPE_CHECKING:
-    from quire.engine.models.decoder import CacheSpec
+from quire.engine.models.config import CacheSpec
 
 DEFAULT_BYTES = 4 << 30
 DEFAULT_SHARE = 0.4
@@ -84,17 +81,15 @@ def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> C
     size = num_blocks * bytes_per_block
     if size > available_bytes:
         raise CapacityError(
-            f"the KV cache wants {_gib(size)} ({num_blocks} blocks of {wish.block_size} tokens), and after the weights "
-            f"{_gib(available_bytes)} of memory are there; lower {flag}"
+            f"the KV cache wants {gib(size)} ({num_blocks} blocks of {wish.block_size} tokens), and after the weights "
+            f"{gib(available_bytes)} of memory are there; lower {flag}"
         )
     max_model_len = wish.max_model_len
     notes: tuple[str, ...] = ()
     if num_blocks < blocks_per_sequence:
         max_model_len = num_blocks * wish.block_size
-        wanted = f"{wish.max_model_len} tokens want {_gib(blocks_per_sequence * bytes_per_block)} of KV cache"
-        found = (
-            f"{_gib(size)} ({max_model_len} tokens) are set aside of {_gib(available_bytes)} there after the weights"
-        )
+        wanted = f"{wish.max_model_len} tokens want {gib(blocks_per_sequence * bytes_per_block)} of KV cache"
+        found = f"{gib(size)} ({max_model_len} tokens) are set aside of {gib(available_bytes)} there after the weights"
         if wish.max_model_len_given or max_model_len < 1:
             raise CapacityError(
                 f"one sequence of --max-model-len {wanted}, and {found}; "
@@ -113,7 +108,7 @@ class KVCache:
             tensors = _allocate([shape for shape in shapes for _ in range(2)], dtype, device)
         except (OSError, MemoryError, RuntimeError) as error:
             raise CapacityError(
-                f"the KV cache of {_gib(plan.bytes)} could not be allocated ({error}); lower --kv-cache-memory-bytes"
+                f"the KV cache of {gib(plan.bytes)} could not be allocated ({error}); lower --kv-cache-memory-bytes"
             ) from error
         self.layers: list[tuple[Tensor, Tensor]] = list(zip(tensors[::2], tensors[1::2], strict=True))
 
@@ -139,5 +134,6 @@ def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: tor
     return tensors
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A size for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.2f} MiB"

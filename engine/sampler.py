@@ -47,7 +47,7 @@ def sample(logits: Tensor, sources: Sequence[int], rows: Sequence[RowSampling]) 
     An exception in the preparation of one row fails that row alone (`internal_error`).
     """
     finite = torch.isfinite(logits.sum(dim=1)).tolist()
-    draws: list[Draw] = [_NOT_FINITE] * len(rows)
+    draws: list[Draw] = [Draw(failure=NOT_FINITE)] * len(rows)
     plain = [i for i, row in enumerate(rows) if finite[sources[i]] and row.is_plain_greedy]
     if plain:
         best = logits.argmax(dim=1).tolist()
@@ -172,7 +172,7 @@ def internal_error(message: str) -> Failure:
     return Failure("internal_error", message)
 
 
-_NOT_FINITE = Draw(failure=Failure("model_numerics", "the model's logits for this request are not finite"))
+NOT_FINITE = Failure("model_numerics", "the model's logits for this request are not finite")
 _NOTHING_LEFT = Draw(
     failure=Failure("no_valid_token", "allowed_token_ids, bad_words and min_tokens leave no token to choose")
 )

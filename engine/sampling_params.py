@@ -1,10 +1,11 @@
 """What a caller may ask of the tokens of one request, and the ranges of it. Torch-free: both processes read it.
 
-`check` is the only place that knows the ranges; the HTTP routes and `LLM` call it, once, at the edge.
+`check` is the only place that knows the ranges; the HTTP routes and `LLM` call it, once, at the edge, and then `prepare`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -53,6 +54,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     ignore_eos: bool = False
+
+
+def prepare(params: SamplingParams, eos_token_ids: Iterable[int], seed: int) -> SamplingParams:
+    """`params` as the engine wants them: the model's EOS ids among the stop ids unless `ignore_eos`, and a seed.
+
+    `seed` is one drawn for this request; it counts when the caller gave none.
+    """
+    stop_token_ids = params.stop_token_ids
+    if not params.ignore_eos:
+        stop_token_ids = tuple(dict.fromkeys((*stop_token_ids, *eos_token_ids)))
+    seed = seed if params.seed is None else params.seed
+    return msgspec.structs.replace(params, stop_token_ids=stop_token_ids, seed=seed)
 
 
 class InvalidParameter(ValueError):

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.toy_model import ToySpec
 
 from quire.engine import hardware, kv_cache
 from quire.engine.errors import CapacityError
 from quire.engine.kv_cache import CachePlan, CacheWish, KVCache, block_bytes, plan_cache
+from quire.engine.models.config import CacheSpec
 
 GIB = 1 << 30
 BYTES = 1 << 20
@@ -24,7 +24,7 @@ def wish(**fields: Any) -> CacheWish:
 
 
 def test_block_bytes_counts_keys_and_values_of_every_layer() -> None:
-    specs = [ToySpec(2, 64), ToySpec(1, 32)]
+    specs = [CacheSpec(2, 64, None), CacheSpec(1, 32, 24)]
     assert block_bytes(specs, 16, torch.bfloat16) == 2 * 2 * 16 * (2 * 64 + 1 * 32)
 
 
@@ -72,7 +72,7 @@ def test_a_context_nobody_asked_for_is_reduced_with_a_note() -> None:
 
 
 def test_tensors_are_apart_zero_and_of_the_right_shape() -> None:
-    specs = [ToySpec(2, 8), ToySpec(1, 4)]
+    specs = [CacheSpec(2, 8, None), CacheSpec(1, 4, None)]
     plan = CachePlan(5, 4, max_model_len=16, bytes=0)
     cache = KVCache(specs, plan, torch.float32, torch.device("cpu"))
     assert [tuple(tensor.shape) for tensor in cache.layers[0]] == [(5, 2, 4, 8)] * 2
@@ -90,7 +90,7 @@ def test_an_allocation_that_fails_is_a_capacity_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(kv_cache.mmap, "mmap", refuse)
     with pytest.raises(CapacityError, match=r"2\.00 GiB.*--kv-cache-memory-bytes"):
-        KVCache([ToySpec()], CachePlan(1, 16, 16, bytes=2 * GIB), torch.float32, torch.device("cpu"))
+        KVCache([CacheSpec(1, 16, None)], CachePlan(1, 16, 16, bytes=2 * GIB), torch.float32, torch.device("cpu"))
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from support.toy_model import ToyKernels, ToyModel, ToySpec
+from support.toy_model import TOY_SPEC, ToyKernels, ToyModel
 from torch import Tensor
 
 from quire.engine.kv_cache import CachePlan, KVCache
@@ -29,7 +29,7 @@ class Bench:
     def __init__(self, num_blocks: int = 64, encode: bool = False, watch: StepWatch | None = None) -> None:
         self.model = ToyModel(VOCAB)
         plan = CachePlan(num_blocks, BLOCK, max_model_len=64, bytes=0)
-        self.cache = KVCache([ToySpec()], plan, torch.float32, torch.device("cpu"))
+        self.cache = KVCache([TOY_SPEC], plan, torch.float32, torch.device("cpu"))
         for layer in self.cache.layers:
             for tensor in layer:
                 tensor.fill_(math.nan)

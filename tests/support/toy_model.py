@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from quire.engine.models.config import CacheSpec
 from quire.kernels.interface import AttentionPlan
 
 WIDTH = 16
-
-
-@dataclass(frozen=True)
-class ToySpec:
-    """What a layer caches: one head."""
-
-    num_kv_heads: int = 1
-    head_dim: int = WIDTH
-    window: int | None = None
+TOY_SPEC = CacheSpec(num_kv_heads=1, head_dim=WIDTH, window=None)
+"""What its one layer caches."""
 
 
 class ToyKernels:
