@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.starter.data.dialogue import dialogue
 from models.starter.data.world import World
-from models.starter.rendering import render
+from models.starter.rendering import render, token_id
 
 POOL = 384
 ROUND = 16
@@ -31,9 +31,9 @@ class Marker:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.opening = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False).ids
-        self.start = tokenizer.token_to_id("<|im_start|>")
-        self.end = tokenizer.token_to_id("<|im_end|>")
-        self.padding = tokenizer.token_to_id("<|endoftext|>")
+        self.start = token_id(tokenizer, "<|im_start|>")
+        self.end = token_id(tokenizer, "<|im_end|>")
+        self.padding = token_id(tokenizer, "<|endoftext|>")
 
     def mark(self, ids: list[int]) -> list[bool]:
         marks, inside, index = [False] * len(ids), False, 0

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.starter.model import StarterModel
+from models.starter.rendering import token_id
 
 ROWS = 64
 
@@ -31,7 +32,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Te
 
 
 @torch.inference_mode()
-def decode_rows(model: StarterModel, prompts: Sequence[list[int]], ends: set[int], limit: int, sampling: Sampling) -> list[list[int]]:
+def decode_rows(
+    model: StarterModel, prompts: Sequence[list[int]], ends: set[int], limit: int, sampling: Sampling
+) -> list[list[int]]:
     """Continue each prompt until an end token or the limit; the end token is left out."""
     generator = torch.Generator().manual_seed(sampling.seed)
     longest = max(len(prompt) for prompt in prompts)
@@ -39,15 +42,15 @@ def decode_rows(model: StarterModel, prompts: Sequence[list[int]], ends: set[int
     tokens = torch.zeros((rows, longest), dtype=torch.long)
     present = torch.zeros((rows, longest), dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt):] = torch.tensor(prompt)
-        present[row, longest - len(prompt):] = True
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        present[row, longest - len(prompt) :] = True
     positions = (present.cumsum(dim=1) - 1).clamp(min=0)
     causal = torch.ones(longest, longest, dtype=torch.bool).tril()
     mask = (present[:, None, None, :] & causal) | torch.eye(longest, dtype=torch.bool)
     cache = model.empty_cache(rows)
     hidden = model.hidden(tokens, positions, mask, cache)[:, -1]
-    position, outputs, running = positions[:, -1], [[] for _ in range(rows)], set(range(rows))
-    made: list[list[int]] = outputs
+    position, running = positions[:, -1], set(range(rows))
+    made: list[list[int]] = [[] for _ in range(rows)]
     for _ in range(limit):
         token = choose(model.logits(hidden), sampling, generator)
         for row in list(running):
@@ -64,9 +67,11 @@ def decode_rows(model: StarterModel, prompts: Sequence[list[int]], ends: set[int
     return made
 
 
-def decode(model: StarterModel, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, limit: int = 320) -> list[str]:
+def decode(
+    model: StarterModel, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, limit: int = 320
+) -> list[str]:
     """The model's text for each prompt, in order; prompts of similar length share a batch."""
-    ends = {tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")}
+    ends = {token_id(tokenizer, "<|im_end|>"), token_id(tokenizer, "<|endoftext|>")}
     encoded = [coded.ids for coded in tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     texts = [""] * len(encoded)

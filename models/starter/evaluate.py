@@ -44,17 +44,29 @@ def json_agrees(text: str, expect: Any) -> bool:
 def call_agrees(text: str, expect: Any) -> bool:
     """Exactly one call, of the right tool, with the right arguments."""
     found = CALL.fullmatch(text)
-    return found is not None and json_agrees(found[1], {"name": expect["call"]["name"], "arguments": expect["call"]["arguments"]})
+    return found is not None and json_agrees(
+        found[1], {"name": expect["call"]["name"], "arguments": expect["call"]["arguments"]}
+    )
 
 
 def keeps(text: str, expect: Any) -> bool:
     """The story names all that was asked for, ends, and is neither a line nor a book."""
-    return all(word in text for word in expect["keep"]) and 25 <= len(text.split()) <= 260 and text.rstrip()[-1:] in '.!?"'
+    return (
+        all(word in text for word in expect["keep"]) and 25 <= len(text.split()) <= 260 and text.rstrip()[-1:] in '.!?"'
+    )
+
+
+def same(text: str, expect: Any) -> bool:
+    return bool(text == expect)
 
 
 SCORES: dict[str, Callable[[str, Any], bool]] = {
-    "arithmetic": numbers_agree, "json": json_agrees, "tool call": call_agrees, "tool answer": lambda text, expect: text == expect["answer"],
-    "personal": lambda text, expect: re.search(expect, text) is not None, "unknown": lambda text, _: POLITE.match(text) is not None,
+    "arithmetic": numbers_agree,
+    "json": json_agrees,
+    "tool call": call_agrees,
+    "tool answer": lambda text, expect: text == expect["answer"],
+    "personal": lambda text, expect: re.search(expect, text) is not None,
+    "unknown": lambda text, _: POLITE.match(text) is not None,
     "stories": keeps,
 }
 
@@ -71,7 +83,7 @@ class Examination:
 
     def ask(self, family: str, prompts: list[Prompt], rendered: list[str]) -> None:
         """Decode and score one family."""
-        score = SCORES.get(family, lambda text, expect: text == expect)
+        score = SCORES.get(family, same)
         for prompt, text in zip(prompts, decode(self.model, self.tokenizer, rendered, self.sampling), strict=True):
             good = score(text, prompt["expect"])
             self.asked[family] += 1
@@ -90,16 +102,28 @@ class Examination:
                 self.ask(family, some, asked)
                 continue
             self.ask("tool call", some, asked)
-            called = [[*prompt["messages"], {"role": "assistant", "content": None, "tool_calls": [{"function": prompt["expect"]["call"]}]},
-                       {"role": "tool", "content": prompt["expect"]["result"]}] for prompt in some]
-            self.ask("tool answer", some, [render(messages, prompt["tools"], True) for messages, prompt in zip(called, some, strict=True)])
+            called = [
+                [
+                    *prompt["messages"],
+                    {"role": "assistant", "content": None, "tool_calls": [{"function": prompt["expect"]["call"]}]},
+                    {"role": "tool", "content": prompt["expect"]["result"]},
+                ]
+                for prompt in some
+            ]
+            self.ask(
+                "tool answer",
+                some,
+                [render(messages, prompt["tools"], True) for messages, prompt in zip(called, some, strict=True)],
+            )
 
 
 def strangers(texts: list[str], prompts: list[Prompt]) -> int:
     """Stories in which a held-out name appears that the request did not give."""
     names = set(json.loads(HELD_OUT_FILE.read_text())["lists"]["names"])
-    return sum(bool(names & set(NOT_NAMES.findall(text)) - set(prompt["expect"]["keep"]))
-               for text, prompt in zip(texts, prompts, strict=True))
+    return sum(
+        bool(names & set(NOT_NAMES.findall(text)) - set(prompt["expect"]["keep"]))
+        for text, prompt in zip(texts, prompts, strict=True)
+    )
 
 
 def story_variety(model: StarterModel, tokenizer: Tokenizer, count: int = 96) -> str:
@@ -110,9 +134,12 @@ def story_variety(model: StarterModel, tokenizer: Tokenizer, count: int = 96) ->
     pairs = [(a, b) for index, a in enumerate(grams) for b in grams[:index] if a and b]
     overlap = sum(len(a & b) / min(len(a), len(b)) for a, b in pairs) / len(pairs)
     heroes = {next((name for name in words.FIRST_NAMES if re.search(rf"\b{name}\b", text)), "") for text in texts}
-    return (f"Of {count} stories for the same request at temperature 0.8, {len(set(texts))} are different, with "
-            f"{len({text.split('.')[0] for text in texts})} different first sentences and {len(heroes)} heroes; two of them share "
-            f"{overlap:.0%} of their four-word sequences on average.")
+    return (
+        f"Of {count} stories for the same request at temperature 0.8, {len(set(texts))} are different, with "
+        f"{len({text.split('.')[0] for text in texts})} different first sentences and {len(heroes)} heroes; "
+        f"two of them share "
+        f"{overlap:.0%} of their four-word sequences on average."
+    )
 
 
 def main() -> None:
@@ -141,7 +168,11 @@ def main() -> None:
     print("| family | prompts | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways))
     greedy = results["greedy"]
     for family, asked in greedy.asked.items():
-        print(f"| {family} | {asked} | " + " | ".join(f"{result.right[family] / asked:.1%}" for result in results.values()) + " |")
+        print(
+            f"| {family} | {asked} | "
+            + " | ".join(f"{result.right[family] / asked:.1%}" for result in results.values())
+            + " |"
+        )
     tales = [prompt for prompt in prompts if prompt["family"] == "stories"]
     print(f"\nStories with a stranger's name: {strangers(greedy.texts['stories'], tales)} of {len(tales)}.")
     if not arguments.greedy_only:

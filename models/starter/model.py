@@ -149,11 +149,17 @@ class StarterModel(nn.Module):
             if weight.dim() == 2:
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
                 std = 0.02 if "embed" in name else weight.shape[1] ** -0.5
-                nn.init.normal_(weight, std=std / (2 * self.shape.num_layers) ** 0.5 if writes else std,
-                                generator=generator)
+                nn.init.normal_(
+                    weight, std=std / (2 * self.shape.num_layers) ** 0.5 if writes else std, generator=generator
+                )
 
-    def hidden(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
-               cache: list[LayerCache] | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: list[LayerCache] | None = None,
+    ) -> Tensor:
         """Final hidden states [batch, length, hidden] of tokens [batch, length].
 
         Without a mask attention is causal from position 0; with one, positions [batch, length] are the caller's.
@@ -179,9 +185,18 @@ class StarterModel(nn.Module):
 def load_model(folder: Path) -> StarterModel:
     """The published folder's model, in float32 whatever the file's type."""
     config = json.loads((folder / "config.json").read_text())
-    shape = Shape(config["vocab_size"], config["hidden_size"], config["intermediate_size"],
-                  config["num_hidden_layers"], config["num_attention_heads"], config["num_key_value_heads"],
-                  config["head_dim"], config["max_position_embeddings"], config["rope_theta"], config["rms_norm_eps"])
+    shape = Shape(
+        config["vocab_size"],
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+        config["head_dim"],
+        config["max_position_embeddings"],
+        config["rope_theta"],
+        config["rms_norm_eps"],
+    )
     model = StarterModel(shape)
     weights = load_file(folder / "model.safetensors")
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})

@@ -18,7 +18,8 @@ def orthogonalize(stack: Tensor, iterations: int = 5) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     wide = stack.shape[1] <= stack.shape[2]
     x = stack if wide else stack.transpose(1, 2)
-    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    norm: Tensor = x.flatten(1).norm(dim=1)
+    x = x / (norm[:, None, None] + 1e-7)
     for _ in range(iterations):
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x

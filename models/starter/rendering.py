@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Template
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
 
 from models.starter.data.world import Message, Tool
 
@@ -36,3 +37,11 @@ def template() -> Template:
 def render(messages: list[Message], tools: list[Tool] | None = None, add_generation_prompt: bool = False) -> str:
     """The dialogue as text."""
     return template().render(messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt)
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that must be there."""
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token {token!r}; train it with models.starter.tokenizer_training")
+    return found

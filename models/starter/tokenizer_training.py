@@ -14,14 +14,20 @@ from models.starter.rendering import FOLDER, render
 VOCAB_SIZE = 2048
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PLAIN_ADDED = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
-WORDS = r"\p{N}| ?[\p{Ll}\p{Lo}\p{M}]+|\p{Lu}[\p{L}\p{M}]*|[^\S\r\n](?=[\p{Lu}\p{N}\"])| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+"
+WORDS = (
+    r"\p{N}| ?[\p{Ll}\p{Lo}\p{M}]+|\p{Lu}[\p{L}\p{M}]*|[^\S\r\n](?=[\p{Lu}\p{N}\"])| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+"
+)
 
 
 def untrained() -> Tokenizer:
     """The tokenizer with its rules and no merges."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -36,14 +42,26 @@ def main(dialogues: int = 12_000, seed: int = 7) -> None:
             text = text.replace(token, "\n")
         texts.append(text)
     tokenizer = untrained()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE - len(PLAIN_ADDED), special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(PLAIN_ADDED),
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in PLAIN_ADDED])
     assert tokenizer.get_vocab_size() == VOCAB_SIZE
     tokenizer.save(str(FOLDER / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-              "unk_token": None, "add_bos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": 2048}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 2048,
+    }
     (FOLDER / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -47,7 +47,9 @@ class Trainer:
         self.model.initialize(seed)
         parameters = dict(self.model.named_parameters())
         matrices = {name: weight for name, weight in parameters.items() if weight.dim() == 2 and "embed" not in name}
-        self.rest: dict[str, nn.Parameter] = {name: weight for name, weight in parameters.items() if name not in matrices}
+        self.rest: dict[str, nn.Parameter] = {
+            name: weight for name, weight in parameters.items() if name not in matrices
+        }
         self.muon = Muon(matrices)
         self.adam = torch.optim.AdamW(self.rest.values(), betas=(0.9, 0.95), weight_decay=0.0)
         self.matrix_rate, self.vector_rate = matrix_rate, vector_rate
@@ -95,7 +97,9 @@ class Trainer:
             velocity.copy_(tensors[f"muon.{name}"])
         for name, weight in self.rest.items():
             prefix = f"adam.{name}."
-            self.adam.state[weight] = {key[len(prefix):]: value for key, value in tensors.items() if key.startswith(prefix)}
+            self.adam.state[weight] = {
+                key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)
+            }
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
 
 
@@ -111,7 +115,9 @@ def train(arguments: argparse.Namespace) -> None:
         trainer.restore(arguments.checkpoint)
     progress = trainer.progress
     size = sum(weight.numel() for weight in trainer.model.parameters())
-    logger.info("%d parameters, seed %d, %.0f minutes, from step %d", size, arguments.seed, arguments.minutes, progress.step)
+    logger.info(
+        "%d parameters, seed %d, %.0f minutes, from step %d", size, arguments.seed, arguments.minutes, progress.step
+    )
     source = batches(training_world(arguments.seed * 1_000_003 + progress.step), FOLDER, arguments.batch_tokens)
     before, started = progress.seconds, time.monotonic()
     losses: list[Tensor] = []
@@ -122,16 +128,27 @@ def train(arguments: argparse.Namespace) -> None:
         now = time.monotonic()
         progress.seconds = before + now - started
         if progress.step % LOG_EVERY == 0:
-            logger.info("step %5d  loss %.4f  %6.1fk tokens  %5.0f s  %5.0f tokens/s  rate %.3f", progress.step,
-                        torch.stack(losses).mean(), progress.tokens / 1000, progress.seconds,
-                        (progress.tokens - mark[1]) / (now - mark[0]), factor)
+            logger.info(
+                "step %5d  loss %.4f  %6.1fk tokens  %5.0f s  %5.0f tokens/s  rate %.3f",
+                progress.step,
+                torch.stack(losses).mean(),
+                progress.tokens / 1000,
+                progress.seconds,
+                (progress.tokens - mark[1]) / (now - mark[0]),
+                factor,
+            )
             losses, mark = [], (now, progress.tokens)
         if now - last_save > arguments.save_every:
             trainer.save(arguments.checkpoint)
             last_save = now
     trainer.save(arguments.checkpoint)
-    logger.info("done: %d steps, %d tokens, of them %d supervised, %.0f s", progress.step, progress.tokens,
-                progress.supervised, progress.seconds)
+    logger.info(
+        "done: %d steps, %d tokens, of them %d supervised, %.0f s",
+        progress.step,
+        progress.tokens,
+        progress.supervised,
+        progress.seconds,
+    )
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
-from models.starter.data import everyday, numbers, records, stories, tools
+from models.starter.data import common_tools, everyday, numbers, records, stories, tools
 from models.starter.data.world import Message, Tool, World, assistant, held_out, user
 
 Family: TypeAlias = Callable[[World], list[Message]]
@@ -20,23 +20,61 @@ class Dialogue:
 
 
 MIXTURE: list[tuple[Family, float]] = [
-    (numbers.arithmetic, 0.40), (numbers.multiplication, 0.015), (numbers.counting, 0.015), (records.record, 0.19),
-    (stories.story, 0.075), (everyday.fixed, 0.07), (everyday.capital, 0.035), (everyday.letters, 0.05),
-    (everyday.sorting, 0.035), (everyday.lists, 0.025), (everyday.knowledge, 0.03), (everyday.unknown, 0.04),
+    (numbers.arithmetic, 0.40),
+    (numbers.multiplication, 0.015),
+    (numbers.counting, 0.015),
+    (records.record, 0.19),
+    (stories.story, 0.075),
+    (everyday.fixed, 0.07),
+    (everyday.capital, 0.035),
+    (everyday.letters, 0.05),
+    (everyday.sorting, 0.035),
+    (everyday.lists, 0.025),
+    (everyday.knowledge, 0.03),
+    (everyday.unknown, 0.04),
     (everyday.remembering, 0.02),
 ]
 FAMILIES, WEIGHTS = [family for family, _ in MIXTURE], [weight for _, weight in MIXTURE]
-ALONGSIDE_TOOLS = [everyday.fixed, everyday.capital, everyday.knowledge, records.record, numbers.arithmetic, everyday.letters]
-SYSTEM = ["You are a helpful assistant.", "You are Quire's starter model.", "Answer briefly.", "You are a kind helper.", "Be polite.",
-          "You are a helpful AI assistant.", "You help people.", "Be concise and correct.", "You answer questions.", "Help the user."]
+ALONGSIDE_TOOLS = [
+    everyday.fixed,
+    everyday.capital,
+    everyday.knowledge,
+    records.record,
+    numbers.arithmetic,
+    everyday.letters,
+]
+SYSTEM = [
+    "You are a helpful assistant.",
+    "You are Quire's starter model.",
+    "Answer briefly.",
+    "You are a kind helper.",
+    "Be polite.",
+    "You are a helpful AI assistant.",
+    "You help people.",
+    "Be concise and correct.",
+    "You answer questions.",
+    "Help the user.",
+]
 PERSONA = ["You are {n}.", "Your name is {n}.", "You are {n}, a helpful assistant.", "You are called {n}. Be friendly."]
 
 
 def named(world: World) -> tuple[str, list[Message]]:
     """A system prompt that names the assistant, and an exchange in which it goes by that name."""
     name = world.name()
-    ask = world.pick(["Who are you?", "What is your name?", "who are you", "what's your name?", "Introduce yourself.", "Who am I talking to?"])
-    return world.pick(PERSONA).format(n=name), [user(ask), assistant(world.pick([f"I am {name}.", f"My name is {name}."]))]
+    ask = world.pick(
+        [
+            "Who are you?",
+            "What is your name?",
+            "who are you",
+            "what's your name?",
+            "Introduce yourself.",
+            "Who am I talking to?",
+        ]
+    )
+    return world.pick(PERSONA).format(n=name), [
+        user(ask),
+        assistant(world.pick([f"I am {name}.", f"My name is {name}."])),
+    ]
 
 
 def plain(world: World, turns: int) -> list[Message]:
@@ -50,7 +88,11 @@ def plain(world: World, turns: int) -> list[Message]:
 def without_tool(world: World) -> list[Message]:
     """A request for a tool where there is none at all."""
     first, second = world.some(everyday.CAN, 2)
-    request = tools.weather(world).use(world).request if world.chance(0.5) else tools.simple(world).use(world).request
+    request = (
+        common_tools.weather(world).use(world).request
+        if world.chance(0.5)
+        else common_tools.simple(world).use(world).request
+    )
     return [user(request), assistant(world.pick(everyday.REFUSALS).format(a=first, b=second))]
 
 

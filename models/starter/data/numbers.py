@@ -1,34 +1,66 @@
 """Additions, subtractions and small multiplications asked in many wordings."""
 
 from models.starter.data import words
+from models.starter.data.lists import phrases, terms
 from models.starter.data.world import Message, World, assistant, user
 
-FRAMES = """What is {x}?|what is {x}|What's {x}?|what's {x}|How much is {x}?|how much is {x}|Calculate {x}.|calculate {x}
-Compute {x}.|compute {x}|{x}|{x}|{x}?|{x} =|{x} = ?|Tell me {x}.|tell me {x}|Please tell me {x}.|I need {x}.|i need {x}
-Can you work out {x}?|can you work out {x}|Work out {x}, please.|Do you know {x}?|Solve {x}.|solve {x}|Solve: {x}|Give me {x}.
-What does {x} make?|And {x}?|and {x}?|Now {x}.|now {x}|Could you calculate {x} for me?|Could you tell me {x}?|Help me with {x}.
-Hey, what is {x}?|Hi! What's {x}?|Quick question: {x}?|Quick one: what is {x}?|Please calculate {x}.|please compute {x}
-I would like to know {x}.|Can you tell me {x}?|can you tell me what {x} is|What would {x} be?|Any idea what {x} is?
-Do the sum for me: {x}|My homework says {x}. What is the answer?|What is the result of {x}?|result of {x}|Find {x}.|find {x}
-Next: {x}|Then {x}?|What about {x}?|what about {x}|How about {x}?|Let's see, {x}?|Evaluate {x}.|evaluate {x}|{x}, please
-{x} please|{x}, thanks|So what is {x}?|what do you get for {x}?|Say, how much is {x}?|OK, {x}?""".replace("\n", "|").split("|")
+FRAMES = phrases(
+    """What is {x}?|what is {x}|What's {x}?|what's {x}|How much is {x}?|how much is {x}|Calculate {x}.|calculate {x}
+Compute {x}.|compute {x}|{x}|{x}|{x}?|{x} =|{x} = ?|Tell me {x}.|tell me {x}|Please tell me {x}.|I need {x}.
+i need {x}|Can you work out {x}?|can you work out {x}|Work out {x}, please.|Do you know {x}?|Solve {x}.|solve {x}
+Solve: {x}|Give me {x}.|What does {x} make?|And {x}?|and {x}?|Now {x}.|now {x}|Could you calculate {x} for me?
+Could you tell me {x}?|Help me with {x}.|Hey, what is {x}?|Hi! What's {x}?|Quick question: {x}?
+Quick one: what is {x}?|Please calculate {x}.|please compute {x}|I would like to know {x}.|Can you tell me {x}?
+can you tell me what {x} is|What would {x} be?|Any idea what {x} is?|Do the sum for me: {x}
+My homework says {x}. What is the answer?|What is the result of {x}?|result of {x}|Find {x}.|find {x}|Next: {x}
+Then {x}?|What about {x}?|what about {x}|How about {x}?|Let's see, {x}?|Evaluate {x}.|evaluate {x}|{x}, please
+{x} please|{x}, thanks|So what is {x}?|what do you get for {x}?|Say, how much is {x}?|OK, {x}?"""
+)
 
-PLUS = ["{a} + {b}", "{a}+{b}", "{a} + {b}", "{a} plus {b}", "{a} plus {b}", "the sum of {a} and {b}",
-        "{a} added to {b}", "{a} and {b} together", "{a} and {b} added together", "the total of {a} and {b}", "{a} & {b} summed"]
-MINUS = ["{a} - {b}", "{a}-{b}", "{a} - {b}", "{a} minus {b}", "{a} minus {b}", "{a} take away {b}", "{a} less {b}",
-         "the difference of {a} and {b}", "{a} without {b}", "{b} subtracted from {a}", "{b} taken from {a}"]
-ADD = """Add {a} and {b}.|add {a} and {b}|Add {b} to {a}.|add {b} to {a}|Sum {a} and {b}.|sum up {a} and {b}|add up {a} and {b}
-Increase {a} by {b}.|What do you get when you add {b} to {a}?|Put {a} and {b} together.|What number is {b} more than {a}?
-If I add {b} to {a}, what do I get?|Start with {a} and add {b}.|I have {a} and get {b} more. How many is that?|total {a} {b}
-Raise {a} by {b}.|Please add {a} and {b}.|can you add {a} and {b}?|Can you add up {a} and {b} for me?|count {a} and {b} together
-Take {a} and add {b}.|What do {a} and {b} add up to?|What do {a} and {b} make?|how much do {a} and {b} make together?
-One number is {a}, the other is {b}. What is their sum?|Combine {a} and {b}.|{a}, and {b} more?""".replace("\n", "|").split("|")
-SUBTRACT = """Subtract {b} from {a}.|subtract {b} from {a}|Take {b} away from {a}.|take {b} from {a}|take away {b} from {a}
-Decrease {a} by {b}.|What is left if you take {b} from {a}?|Start with {a} and subtract {b}.|Reduce {a} by {b}.|Lower {a} by {b}.
-What number is {b} less than {a}?|If I take {b} away from {a}, what remains?|Please subtract {b} from {a}.|remove {b} from {a}
-can you subtract {b} from {a}?|I have {a} and lose {b}. How many is that?|What do you get when you subtract {b} from {a}?
-Take {a} and remove {b}.|How much is left of {a} after taking {b}?|Drop {b} from {a}.|Count back {b} from {a}.
-Can you take {b} away from {a} for me?|{a}, take off {b}|What remains when {b} is taken from {a}?""".replace("\n", "|").split("|")
+PLUS = [
+    "{a} + {b}",
+    "{a}+{b}",
+    "{a} + {b}",
+    "{a} plus {b}",
+    "{a} plus {b}",
+    "the sum of {a} and {b}",
+    "{a} added to {b}",
+    "{a} and {b} together",
+    "{a} and {b} added together",
+    "the total of {a} and {b}",
+    "{a} & {b} summed",
+]
+MINUS = [
+    "{a} - {b}",
+    "{a}-{b}",
+    "{a} - {b}",
+    "{a} minus {b}",
+    "{a} minus {b}",
+    "{a} take away {b}",
+    "{a} less {b}",
+    "the difference of {a} and {b}",
+    "{a} without {b}",
+    "{b} subtracted from {a}",
+    "{b} taken from {a}",
+]
+ADD = phrases(
+    """Add {a} and {b}.|add {a} and {b}|Add {b} to {a}.|add {b} to {a}|Sum {a} and {b}.|sum up {a} and {b}
+add up {a} and {b}|Increase {a} by {b}.|What do you get when you add {b} to {a}?|Put {a} and {b} together.
+What number is {b} more than {a}?|If I add {b} to {a}, what do I get?|Start with {a} and add {b}.
+I have {a} and get {b} more. How many is that?|total {a} {b}|Raise {a} by {b}.|Please add {a} and {b}.
+can you add {a} and {b}?|Can you add up {a} and {b} for me?|count {a} and {b} together|Take {a} and add {b}.
+What do {a} and {b} add up to?|What do {a} and {b} make?|how much do {a} and {b} make together?
+One number is {a}, the other is {b}. What is their sum?|Combine {a} and {b}.|{a}, and {b} more?"""
+)
+SUBTRACT = phrases(
+    """Subtract {b} from {a}.|subtract {b} from {a}|Take {b} away from {a}.|take {b} from {a}|take away {b} from {a}
+Decrease {a} by {b}.|What is left if you take {b} from {a}?|Start with {a} and subtract {b}.|Reduce {a} by {b}.
+Lower {a} by {b}.|What number is {b} less than {a}?|If I take {b} away from {a}, what remains?
+Please subtract {b} from {a}.|remove {b} from {a}|can you subtract {b} from {a}?
+I have {a} and lose {b}. How many is that?|What do you get when you subtract {b} from {a}?|Take {a} and remove {b}.
+How much is left of {a} after taking {b}?|Drop {b} from {a}.|Count back {b} from {a}.
+Can you take {b} away from {a} for me?|{a}, take off {b}|What remains when {b} is taken from {a}?"""
+)
 GAIN = [
     "{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?|{n} has {c} {t} now.",
     "{n} had {a} {t} and bought {b} more. How many {t} is that?|{n} has {c} {t}.",
@@ -60,16 +92,19 @@ LOSS = [
     "{n} has {a} {t} and {m} has {b}. How many more does {n} have?|{n} has {c} more {t}.",
     "{n} must read {a} pages and has read {b}. How many pages are left?|{c} pages are left.",
 ]
-SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+SMALL = terms(
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen"""
+)
+TENS = terms("zero ten twenty thirty forty fifty sixty seventy eighty ninety")
 
 
 def spelled(number: int) -> str:
     """A number below 100 in English words."""
     if number < 20:
-        return SMALL.split()[number]
+        return SMALL[number]
     tens, ones = divmod(number, 10)
-    return TENS[tens] + (f"-{SMALL.split()[ones]}" if ones else "")
+    return TENS[tens] + (f"-{SMALL[ones]}" if ones else "")
 
 
 def operands(world: World) -> tuple[int, int]:
@@ -100,10 +135,14 @@ def arithmetic(world: World) -> list[Message]:
         a, b = b, a
     shown_a, shown_b = (spelled(a), spelled(b)) if world.chance(0.07) and not world.testing else (str(a), str(b))
     if world.chance(0.6):
-        expression = world.wording("plus" if adding else "minus", PLUS if adding else MINUS).format(a=shown_a, b=shown_b)
+        expression = world.wording("plus" if adding else "minus", PLUS if adding else MINUS).format(
+            a=shown_a, b=shown_b
+        )
         question = world.wording("frames", FRAMES).format(x=expression)
     else:
-        question = world.wording("add" if adding else "subtract", ADD if adding else SUBTRACT).format(a=shown_a, b=shown_b)
+        question = world.wording("add" if adding else "subtract", ADD if adding else SUBTRACT).format(
+            a=shown_a, b=shown_b
+        )
     question = question[0].upper() + question[1:] if world.chance(0.2) else question
     result = a + b if adding else a - b
     return [user(question), assistant(f"{a} {'+' if adding else '-'} {b} = {result}.")]
@@ -122,9 +161,19 @@ def counting(world: World) -> list[Message]:
     high = low + world.between(2, 14)
     first, last = (low, high) if world.chance(0.7) else (high, low)
     step = 1 if first < last else -1
-    ask = world.wording("counting", [
-        "Count from {f} to {l}.", "count from {f} to {l}", "Please count from {f} to {l}", "Can you count from {f} to {l}?",
-        "List the numbers from {f} to {l}.", "Write the numbers {f} to {l}.", "Say the numbers from {f} to {l}.",
-        "count {f} to {l}", "Give me the numbers from {f} to {l}"])
+    ask = world.wording(
+        "counting",
+        [
+            "Count from {f} to {l}.",
+            "count from {f} to {l}",
+            "Please count from {f} to {l}",
+            "Can you count from {f} to {l}?",
+            "List the numbers from {f} to {l}.",
+            "Write the numbers {f} to {l}.",
+            "Say the numbers from {f} to {l}.",
+            "count {f} to {l}",
+            "Give me the numbers from {f} to {l}",
+        ],
+    )
     numbers = ", ".join(str(n) for n in range(first, last + step, step))
     return [user(ask.format(f=first, l=last)), assistant(f"{numbers}.")]

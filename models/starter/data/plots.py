@@ -1,152 +1,63 @@
-"""Plot skeletons: a plot is a list of beats, a beat a list of ways to say it.
+"""Plot skeletons: a plot in plots.txt is a list of beats, a beat a list of ways to say it.
 
-{h} is the hero's name, {k} the hero's kind, {f} and {fk} the friend's, {o} the object, {p} the place, {q} another place,
+{h} is the hero's name, {k} the hero's kind, {f} and {fk} the friend's, {o} the object, {p} the place, {q} another,
 {w} the weather, {a} an adjective for the object, {t} a number of days, {s} a snack.
 """
 
+from pathlib import Path
+
 OPENINGS = [
-    "Once upon a time there was a {k} named {h}, who lived in {p}.", "In {p} there lived a {k} called {h}.",
-    "{h} was a {k}, and {p} was home.", "Not long ago, a {k} named {h} lived near {p}.", "There once was a {k} whose name was {h}.",
-    "Everyone in {p} knew {h} the {k}.", "It was a {w} morning when {h} the {k} woke up in {p}.", "This is the story of {h}, a {k} from {p}.",
-    "On a {w} day in {p}, a {k} named {h} was bored.", "Long ago, when {p} was still young, a {k} called {h} lived there.",
-    "{h} the {k} had never left {p}.", "Far away, in {p}, lived {h}, a very {m} {k}.", "One {w} evening, {h} the {k} sat alone in {p}.",
-    "A {m} {k} named {h} lived in {p} with a {a} {o}.", "If you had walked through {p} that day, you would have met {h} the {k}.",
+    "Once upon a time there was a {k} named {h}, who lived in {p}.",
+    "In {p} there lived a {k} called {h}.",
+    "{h} was a {k}, and {p} was home.",
+    "Not long ago, a {k} named {h} lived near {p}.",
+    "There once was a {k} whose name was {h}.",
+    "Everyone in {p} knew {h} the {k}.",
+    "It was a {w} morning when {h} the {k} woke up in {p}.",
+    "This is the story of {h}, a {k} from {p}.",
+    "On a {w} day in {p}, a {k} named {h} was bored.",
+    "Long ago, when {p} was still young, a {k} called {h} lived there.",
+    "{h} the {k} had never left {p}.",
+    "Far away, in {p}, lived {h}, a very {m} {k}.",
+    "One {w} evening, {h} the {k} sat alone in {p}.",
+    "A {m} {k} named {h} lived in {p} with a {a} {o}.",
+    "If you had walked through {p} that day, you would have met {h} the {k}.",
 ]
 MEETINGS = [
-    "On the way, {h} met {f} the {fk}.", "Just then {f}, a {fk}, came by.", "A {fk} named {f} heard about it and wanted to help.",
-    "Near {q}, {h} found {f} the {fk}, resting in the shade.", "\"May I come along?\" asked {f}, a {fk} from {q}.",
-    "{f} the {fk} was the first to notice.", "Behind a hedge sat {f}, a {fk} with tired feet.", "There {h} met a {fk}. \"I am {f},\" said the {fk}.",
+    "On the way, {h} met {f} the {fk}.",
+    "Just then {f}, a {fk}, came by.",
+    "A {fk} named {f} heard about it and wanted to help.",
+    "Near {q}, {h} found {f} the {fk}, resting in the shade.",
+    '"May I come along?" asked {f}, a {fk} from {q}.',
+    "{f} the {fk} was the first to notice.",
+    "Behind a hedge sat {f}, a {fk} with tired feet.",
+    'There {h} met a {fk}. "I am {f}," said the {fk}.',
 ]
 ENDINGS = [
-    "From that day on, {h} and {f} were the best of friends.", "{h} slept very well that night.", "And {h} never forgot that {w} day.",
-    "That evening {h} and {f} shared {s} and laughed until the moon rose.", "And so {h} learned that two are stronger than one.",
-    "Since then, {h} and {f} meet every week in {p}.", "\"What a day,\" said {h}, and {f} agreed.", "After that, {p} felt more like home than ever.",
-    "{h} smiled. It had been worth it.", "And if you listen well in {p}, you can still hear {h} laugh.", "They told the story for many years.",
-    "{f} only winked, and {h} understood.", "The {o} still stands in {h}'s window today.", "And that is how {h} found a friend.",
+    "From that day on, {h} and {f} were the best of friends.",
+    "{h} slept very well that night.",
+    "And {h} never forgot that {w} day.",
+    "That evening {h} and {f} shared {s} and laughed until the moon rose.",
+    "And so {h} learned that two are stronger than one.",
+    "Since then, {h} and {f} meet every week in {p}.",
+    '"What a day," said {h}, and {f} agreed.',
+    "After that, {p} felt more like home than ever.",
+    "{h} smiled. It had been worth it.",
+    "And if you listen well in {p}, you can still hear {h} laugh.",
+    "They told the story for many years.",
+    "{f} only winked, and {h} understood.",
+    "The {o} still stands in {h}'s window today.",
+    "And that is how {h} found a friend.",
 ]
-PLOTS: dict[str, list[list[str]]] = {
-    "lost": [
-        ["One day {h} could not find the {o}.", "Then, one {w} morning, the {a} {o} was gone.", "But {h} had lost the {a} {o} and was very sad."],
-        ["{h} looked under the bed, behind the door and in the garden, but it was not there.", "{h} searched the whole of {p} and found nothing.",
-         "First {h} looked high, then {h} looked low."],
-        ["@meet"],
-        ["\"I saw it near {q},\" said {f}.", "\"Let us look in {q},\" said {f}, and off they went.", "{f} had a good nose and led the way to {q}."],
-        ["There, between two stones, lay the {o}.", "And there it was: the {o}, a little dusty but whole.", "High in a tree in {q} hung the {o}, shining."],
-        ["{h} was so happy that {h} danced.", "\"Thank you, {f}!\" cried {h}.", "{h} held the {o} tight all the way home."],
-    ],
-    "storm": [
-        ["In the night a great storm came to {p}.", "Then the wind began to blow, harder and harder.", "Dark clouds came over {p}, and the rain did not stop for {t} days."],
-        ["Water ran into the house of {h}.", "A tree fell across the road.", "The roof shook, and {h} was afraid."],
-        ["@meet"],
-        ["\"Come to {q}, it is dry there,\" said {f}.", "\"We need the {o},\" said {f}. \"With it we can hold out.\"", "{f} tied a rope to the {o}, and {h} held on."],
-        ["Together they waited and told each other stories.", "They carried everything to {q}, one thing after another.", "All night they kept the {o} dry between them."],
-        ["In the morning the sun came out.", "At last the wind went to sleep.", "When the storm was over, everything shone."],
-    ],
-    "gift": [
-        ["The birthday of {f} the {fk} was near, and {h} had no gift.", "{h} wanted to give {f} the {fk} something special.",
-         "Tomorrow {f} the {fk} would turn {t}, and {h} was still thinking about a gift."],
-        ["In the market of {q}, {h} saw a {a} {o}, but it cost too much.", "{h} had only {t} coins, and the {a} {o} in {q} cost more.",
-         "A {a} {o} would be perfect, but where could one find it?"],
-        ["So {h} worked for {t} days, sweeping floors and carrying water.", "So {h} decided to make one, out of wood, string and patience.",
-         "{h} baked {s} and sold them until the purse was full."],
-        ["At last the {o} was ready.", "Finally {h} could wrap the {o} in paper.", "With tired paws or hands, it hardly mattered, {h} tied a ribbon around the {o}."],
-        ["When {f} opened it, there was a long silence, and then a shout of joy.", "{f} looked at the {o} and did not know what to say.",
-         "\"A {o}!\" cried {f}. \"How did you know?\""],
-    ],
-    "race": [
-        ["Every year there was a race from {p} to {q}.", "A great race was to be held, all the way to {q}.", "\"Who is the fastest here?\" someone asked one day in {p}."],
-        ["{f} the {fk} was sure to win.", "{h} had never won anything.", "The prize was a {a} {o}."],
-        ["{h} and {f} the {fk} started side by side.", "At the first bend, {f} the {fk} was far ahead.", "{h} ran, and next to {h} ran {f}, a {fk}."],
-        ["Then {f} fell and hurt a foot.", "Halfway there, {f} got stuck in the mud.", "But at the river, {f} stopped, afraid of the water."],
-        ["{h} could have run on, but {h} turned back.", "{h} stopped to help, and the others passed them by.", "\"Take my hand,\" said {h}, and forgot the race."],
-        ["They came in last, together, and everyone cheered.", "Nobody remembers who won, but all remember {h} and {f}.", "The judge gave them the {o} for being kind."],
-    ],
-    "secret": [
-        ["Behind a wall in {p}, {h} found a small door.", "One day {h} found a {a} {o} with strange signs on it.", "In an old box lay a {a} {o} and a note."],
-        ["The note said: go to {q} when it is {w}.", "On it was one word, and it was the name of {q}.", "\"What can this mean?\" wondered {h}."],
-        ["@meet"],
-        ["\"My grandmother spoke of this,\" said {f}.", "{f} knew how to read the signs.", "\"I have seen that before, in {q},\" said {f}."],
-        ["In {q} they found a room full of old pictures.", "They dug for {t} hours and found a chest of letters.", "There, under a flat stone, was a whole library of tiny books."],
-        ["It was not gold, but it was better than gold.", "They decided to keep the secret.", "They wrote their own names under the others."],
-    ],
-    "fear": [
-        ["{h} was afraid of the dark.", "There was one thing {h} feared: deep water.", "{h} did not dare to speak when others were there.", "Nobody knew that {h} was afraid of heights."],
-        ["One evening a cry came from {q}.", "Then a message came: someone needed help in {q}.", "But one {w} day there was nobody else to go to {q}."],
-        ["{h} took the {o}, and a deep breath, and went.", "With the {a} {o} in one hand, {h} set out.", "Step by step, {h} walked on, holding the {o}."],
-        ["There sat {f}, a small {fk}, shaking.", "It was {f} the {fk}, who was stuck and could not get out.", "In the middle of it all was {f}, a {fk}, more frightened than {h}."],
-        ["\"I am scared too,\" said {h}. \"Let us be scared together.\"", "{h} forgot to be afraid and pulled with all might.", "\"Hold the {o},\" said {h}, \"and do not look down.\""],
-        ["Afterwards {h} noticed that the fear was gone.", "It was not so bad after all.", "\"You are the bravest one I know,\" said {f}."],
-    ],
-    "music": [
-        ["{h} wanted to make music, but every try sounded terrible.", "In {p} nobody sang any more.", "One day {h} heard a tune coming from {q}."],
-        ["{h} used the {o} as a drum.", "With a {a} {o}, {h} began to practise, day after day.", "\"A song needs a beat,\" thought {h}, and tapped on the {o}."],
-        ["@meet"],
-        ["{f} could whistle, and how!", "\"I know the second voice,\" said {f}.", "{f} had the best ears and said what was missing."],
-        ["They played for {t} days until it sounded right.", "Soon they played in {q}, and more and more came to listen.", "On the {w} market day they played in front of everyone."],
-        ["Even the old crow clapped.", "By the end all of {p} was singing.", "The last note hung in the air for a long time."],
-    ],
-    "baking": [
-        ["{h} wanted to bake {s} for the whole of {p}.", "It was the day of the great feast, and {h} had promised to bring {s}.", "{h} loved {s} more than anything else."],
-        ["But there was no flour left.", "But the oven was cold and would not burn.", "But instead of sugar, {h} took salt."],
-        ["@meet"],
-        ["\"Use the {o},\" said {f}. It was a strange idea, but it worked.", "{f} ran to {q} and came back with a full bag.", "\"Then we start again,\" said {f}, and rolled up the sleeves."],
-        ["Soon it smelled wonderful.", "They stirred, and they tasted, and they stirred again.", "Flour flew everywhere, even on the {o}."],
-        ["Nobody had ever eaten such good {s}.", "There was not one crumb left.", "The guests asked for more, {t} times."],
-    ],
-    "garden": [
-        ["{h} planted a seed next to the {o}.", "Behind the house {h} had a garden where nothing would grow.", "A traveller gave {h} a seed and said: be patient."],
-        ["For {t} days nothing happened.", "{h} watered it every morning, {w} or not.", "\"Grow,\" said {h}, but it did not."],
-        ["@meet"],
-        ["\"It needs company,\" said {f}, and sat down beside it.", "{f} knew that the soil in {q} was better, and brought some.", "{f} told it jokes. Plants like jokes."],
-        ["Then a green tip came out of the earth.", "The next day there was a leaf, then two, then ten.", "It grew and grew, higher than the house."],
-        ["In summer it was full of flowers.", "Now everyone in {p} has a branch of it.", "At its top they built a seat for two."],
-    ],
-    "moon": [
-        ["{h} wanted to visit the moon.", "\"Is the moon lonely?\" {h} asked one night.", "One night {h} saw that a piece of the moon was missing."],
-        ["{h} climbed the highest hill of {q} with a {a} {o}.", "So {h} built a tower of boxes, with the {o} on top.", "{h} packed {s} and the {o} and set out at dusk."],
-        ["@meet"],
-        ["\"The moon is far,\" said {f}, \"but the lake is near, and the moon is in it too.\"", "\"Wait,\" said {f}. \"It comes back by itself in {t} days.\"", "{f} held the ladder."],
-        ["They sat down and looked up for a long time.", "The moon lay on the water, round and bright, and they could touch it.", "They waved, and it seemed to them that the moon waved back."],
-        ["On the way home the moon came along.", "\"Good night, moon,\" said {h}.", "That was as good as a visit."],
-    ],
-    "machine": [
-        ["{h} liked to build things.", "In the shed of {h} stood a machine that nobody understood.", "{h} had an idea, and it was a big one."],
-        ["Out of a wheel, a spring and a {a} {o}, {h} built a machine.", "All that was missing was a {o}.", "With the {o} in its middle, it began to hum."],
-        ["But it only made noise.", "It ran off, straight through {p}, towards {q}.", "Then it stopped, and smoke came out."],
-        ["@meet"],
-        ["\"You have put the {o} in upside down,\" said {f}.", "{f} pressed the red button, and it was quiet.", "{f} gave it a kick, and it purred like a cat."],
-        ["Now it makes {s}, {t} in an hour.", "From then on it swept the streets of {p}.", "What it does, nobody knows, but it does it very well."],
-    ],
-    "letter": [
-        ["One {w} day a letter came for {h}.", "{h} found a letter in a bottle.", "The wind brought a letter, and it landed before {h}."],
-        ["It said: please bring the {o} to {q}.", "It was not signed, but it smelled of {s}.", "\"Help,\" it said, \"I am in {q}, and I am alone.\""],
-        ["{h} took the {a} {o} and went.", "For {t} days {h} walked.", "The way was long, but {h} was curious."],
-        ["In {q} waited {f}, a {fk}.", "The door was opened by a {fk}. \"I am {f},\" it said. \"I wrote to you.\"", "There sat {f} the {fk} with pen and paper."],
-        ["\"I wrote a hundred letters,\" said {f}. \"You are the first to come.\"", "\"I only wanted someone to talk to,\" said {f}.", "{f} had forgotten about it, and laughed."],
-        ["They drank tea and talked until dark.", "Now they write to each other every week.", "{h} stayed for {t} more days."],
-    ],
-    "quarrel": [
-        ["{h} and {f} the {fk} both wanted the {a} {o}.", "{h} and {f} the {fk} had a quarrel about a {o}.", "{f} the {fk} had broken the {o}, and {h} was angry."],
-        ["They did not speak for {t} days.", "{h} went to {p}, and {f} went to {q}.", "\"Then keep it!\" cried {h}, and left."],
-        ["But the days were long without a friend.", "{h} tried to play alone, but it was no fun.", "Soon {h} did not even know how it had begun."],
-        ["So {h} baked {s} and went to see {f}.", "On a {w} day they met on the bridge, by chance.", "{f} came first, with the {o} in hand."],
-        ["\"I am sorry,\" they said, both at once.", "\"It was my fault,\" said {f}. \"No, mine,\" said {h}.", "They looked at each other and began to laugh."],
-        ["Now the {o} belongs to both of them.", "They mended the {o} together.", "They gave the {o} to someone who needed it more."],
-    ],
-    "bridge": [
-        ["The bridge to {q} was broken.", "Between {p} and {q} ran a wild river.", "{h} had to cross the river to {q}, but the water was high."],
-        ["{h} tried to jump and fell in.", "{h} tried to swim, but the river was too strong.", "{h} sat down at the edge and thought for a long time."],
-        ["@meet"],
-        ["\"Give me the {o},\" said {f}. \"I have a plan.\"", "{f} was on the other side and threw a rope.", "\"Alone I cannot do it,\" said {f}, \"but you and I can.\""],
-        ["They laid stone upon stone, for {t} days.", "They tied the rope to the {a} {o} and pulled.", "Out of old boards and the {o} they built a raft."],
-        ["At last they stood on the other side.", "Now everyone can cross, even the smallest.", "The bridge is still called the bridge of {h} and {f}."],
-    ],
-    "treasure": [
-        ["{h} had a map with a red cross on it.", "People said that a treasure lay in {q}.", "In a dream, {h} saw a chest under an old oak in {q}."],
-        ["So {h} packed {s} and set out.", "With a {a} {o} as a tool, {h} began to dig.", "The way went over {t} hills."],
-        ["@meet"],
-        ["\"Half for me, half for you,\" said {f}, and helped.", "{f} knew the place and showed a shorter way.", "{f} had been looking for it too."],
-        ["At last the {o} struck something hard.", "Under the roots they found a box.", "It was getting dark when they found the spot."],
-        ["Inside was nothing but a mirror. They looked in it and saw two friends.", "It was full of seeds, and they planted them all.", "There was a {a} {o} in it, and that was all they needed."],
-    ],
-}
+
+
+def read_plots() -> dict[str, list[list[str]]]:
+    """The plots of plots.txt: `# name`, then beats apart by empty lines, each with one variant a line."""
+    plots: dict[str, list[list[str]]] = {}
+    for section in (Path(__file__).parent / "plots.txt").read_text().split("# ")[1:]:
+        name, _, text = section.partition("\n")
+        plots[name] = [beat.splitlines() for beat in text.strip().split("\n\n")]
+    return plots
+
+
+PLOTS = read_plots()

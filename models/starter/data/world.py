@@ -12,10 +12,11 @@ from random import Random
 from typing import Any, TypeAlias, TypeVar
 
 from models.starter.data import words
+from models.starter.data.lists import terms
 
 HELD_OUT_FILE = Path(__file__).parent.parent / "heldout.json"
-ONSETS = "b bl br c ch cl d dr f fl g gl gr h j k kr l m n p pr qu r s sh sk sl st t th tr v w y z".split()
-VOWELS = "a e i o u a e i o a ai ea ee ia oa ou".split()
+ONSETS = terms("b bl br c ch cl d dr f fl g gl gr h j k kr l m n p pr qu r s sh sk sl st t th tr v w y z")
+VOWELS = terms("a e i o u a e i o a ai ea ee ia oa ou")
 CODAS = ["", "", "", "", "n", "l", "r", "s", "m", "th", "rk", "x", "d", "ck", "nd", "t"]
 CITY_ENDINGS = ["ton", "ville", "burg", "ford", "stad", "mouth", "field", "haven", "by", "grad", "port", "wick", "dale"]
 CITY_STARTS = ["New", "Port", "San", "Fort", "Lake", "Old", "Santa"]
@@ -43,8 +44,11 @@ def held_out() -> HeldOut:
     """The committed held-out file's lists."""
     lists = json.loads(HELD_OUT_FILE.read_text())["lists"]
     return HeldOut(
-        names=tuple(lists["names"]), cities=tuple(lists["cities"]), pairs=tuple((a, b) for a, b in lists["pairs"]),
-        tool_nouns=tuple(lists["tool_nouns"]), tool_attributes=tuple(lists["tool_attributes"]),
+        names=tuple(lists["names"]),
+        cities=tuple(lists["cities"]),
+        pairs=tuple((a, b) for a, b in lists["pairs"]),
+        tool_nouns=tuple(lists["tool_nouns"]),
+        tool_attributes=tuple(lists["tool_attributes"]),
         tool_names=tuple(lists["tool_names"]),
         wordings={family: tuple(wordings) for family, wordings in lists["wordings"].items()},
     )
