@@ -1,0 +1,362 @@
+"""The engine as the HTTP side sees it: ask for tokens, get text. Torch-free; everything here runs on one event loop.
+
+`AsyncEngine` joins the pure `RequestTable` (who waits for what) to a `Supervisor` (an engine that lives) and to one
+`GenerateStream` a request (the reader's end).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import sys
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Literal
+
+import msgspec
+
+from quire.engine.config import EngineConfig
+from quire.engine.detokenizer import Detokenizer
+from quire.engine.messages import (
+    Add,
+    Answer,
+    Failed,
+    Failure,
+    FromEngine,
+    Progress,
+    Query,
+    Ready,
+    Statistics,
+    StepOutputs,
+    pack_ids,
+)
+from quire.engine.outputs import GenerateRequest, RequestFailed, TextDelta
+from quire.engine.request_table import (
+    ClientGone,
+    Deliver,
+    Drain,
+    DrainEnded,
+    EngineDown,
+    EngineFailed,
+    EngineKnows,
+    EngineUp,
+    Event,
+    Fail,
+    Opened,
+    Reconcile,
+    RequestTable,
+    Rows,
+    Send,
+    TableState,
+    Tick,
+)
+from quire.engine.supervisor import EngineStartError, Launch, Supervisor, engine_process
+from quire.engine.tokenizer import Tokenizer
+
+RECONCILE_SECONDS = 5.0
+SETTLE_SECONDS = 0.05
+"""How soon an idle engine is asked again for its statistics while they still speak of work."""
+
+
+class GenerateStream:
+    """The answer to one request: an async iterator of deltas over all its choices, in order within a choice.
+
+    A choice's deltas merge while nobody reads. Leaving early, by `aclose`, cancellation, or dropping the last
+    reference, cancels the request in the engine.
+    """
+
+    def __init__(self, request_id: str, leave: Callable[[str], None], loop: asyncio.AbstractEventLoop) -> None:
+        self.request_id = request_id
+        self._leave = leave
+        self._loop = loop
+        self._waiting: dict[int, TextDelta] = {}
+        self._failed: RequestFailed | None = None
+        self._ended = False
+        self._arrival = asyncio.Event()
+        self.timer: asyncio.TimerHandle | None = None
+
+    def __aiter__(self) -> GenerateStream:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        """The next delta; raises RequestFailed when the request ended without an answer."""
+        while not self._waiting:
+            if (failed := self.take_failure()) is not None:
+                raise failed
+            if self._ended:
+                raise StopAsyncIteration
+            self._arrival.clear()
+            try:
+                await self._arrival.wait()
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+        return self._waiting.pop(next(iter(self._waiting)))
+
+    async def aclose(self) -> None:
+        """Leave: nothing more will be read. Idempotent."""
+        if not self._ended:
+            self.end()
+            self._leave(self.request_id)
+
+    def __del__(self) -> None:
+        if not self._ended and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._leave, self.request_id)
+
+    def deliver(self, delta: TextDelta, last: bool) -> None:
+        """Called by the engine: something to read."""
+        earlier = self._waiting.get(delta.choice)
+        self._waiting[delta.choice] = delta if earlier is None else earlier.merge(delta)
+        if last:
+            self.end()
+        self._arrival.set()
+
+    def fail(self, failed: RequestFailed) -> None:
+        """Called by the engine: what was delivered can still be read, then `failed` is raised."""
+        self._failed = failed
+        self.end()
+
+    def take_failure(self) -> RequestFailed | None:
+        """What the request failed with, once."""
+        failed, self._failed = self._failed, None
+        return failed
+
+    def end(self) -> None:
+        """Nothing follows what was delivered."""
+        self._ended = True
+        self._arrival.set()
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+class AsyncEngine:
+    """One engine behind the HTTP process. Make it, `start()` it, `generate()`, `stop()` it; all on one event loop.
+
+    `launch` starts engines (default: processes); `on_progress` is told about loading; `hang_limit` is in seconds.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        tokenizer: Tokenizer,
+        *,
+        launch: Launch | None = None,
+        max_queued: int = 2048,
+        hang_limit: float = 30.0,
+        on_progress: Callable[[Progress], None] | None = None,
+        faults: dict[str, str] | None = None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.facts: Ready | None = None
+        """What the engine found while loading; None before the first is ready."""
+        self.statistics = Statistics()
+        """The newest that the engine sent; zeros after its death."""
+        self._table = RequestTable(max_queued=max_queued)
+        self._streams: weakref.WeakValueDictionary[str, GenerateStream] = weakref.WeakValueDictionary()
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._num_queries = 0
+        self._settle_seconds = SETTLE_SECONDS
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor = Supervisor(
+            config, launch or engine_process(), self, on_progress=on_progress, hang_limit=hang_limit, faults=faults
+        )
+
+    @property
+    def state(self) -> TableState:
+        """loading, ready, restarting, draining, or failed (the first start)."""
+        return self._table.state
+
+    @property
+    def restarts(self) -> int:
+        """Engines lost since the first was ready."""
+        return self._supervisor.restarts
+
+    @property
+    def protocol_errors(self) -> int:
+        """Connections dropped because the engine's bytes were no messages."""
+        return self._supervisor.protocol_errors
+
+    @property
+    def hangs(self) -> int:
+        """Engines killed because they stood still with work pending."""
+        return self._supervisor.hangs
+
+    def registered(self) -> int:
+        """Requests that somebody waits for."""
+        return len(self._table)
+
+    def num_sequences(self) -> int:
+        """Choices of them that have not ended."""
+        return self._table.num_sequences
+
+    async def start(self) -> Ready:
+        """Start the engine and wait until it is ready; raises EngineStartError with the exit code to leave with."""
+        try:
+            ready = await self._supervisor.start()
+        except EngineStartError:
+            self._handle(EngineDown("failed"))
+            raise
+        self._spawn(self._reconcile())
+        return ready
+
+    async def stop(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, give the others `drain_seconds` to finish, end the rest, then end the engine."""
+        self._handle(Drain())
+        if len(self._table):
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), drain_seconds)
+        self._handle(DrainEnded())
+        for task in self._tasks:
+            task.cancel()
+        await self._supervisor.stop()
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on; what runs goes on until `stop`."""
+        self._handle(Drain())
+
+    def generate(self, request: GenerateRequest) -> GenerateStream:
+        """Register the request and send it to the engine; raises RequestFailed at once when it cannot be taken.
+
+        Iterate over what it returns, within `contextlib.aclosing` where the reader may leave early.
+        """
+        params = request.params
+        if params.seed is None:
+            params = msgspec.structs.replace(params, seed=secrets.randbits(63))
+        add = Add(
+            request_id=secrets.token_hex(16),
+            prompt_token_ids=pack_ids(request.prompt_token_ids),
+            params=params,
+            priority=request.priority,
+            salt=request.salt,
+            key_id=request.key_id,
+        )
+        detokenizers = tuple(Detokenizer(self.tokenizer, params, request.prompt_token_ids) for _ in range(params.n))
+        loop = asyncio.get_running_loop()
+        stream = GenerateStream(add.request_id, self._client_gone, loop)
+        self._streams[add.request_id] = stream
+        self._handle(Opened(add, detokenizers, request.deadline))
+        if (refusal := stream.take_failure()) is not None:
+            raise refusal
+        if request.deadline is not None:
+            stream.timer = loop.call_later(max(0.0, request.deadline - time.monotonic()), self._tick)
+        return stream
+
+    async def query(self, kind: Literal["statistics", "check"]) -> Answer:
+        """Ask the engine outside the token stream; raises RequestFailed when it dies before it answers."""
+        if self._table.state not in ("ready", "draining"):
+            raise RequestFailed(Failure("engine_restarting", "the engine is not running", 503), 1.0)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        query_id = self._send_query(kind)
+        self._answers[query_id] = answer
+        try:
+            return await answer
+        finally:
+            self._answers.pop(query_id, None)
+
+    def engine_up(self, ready: Ready) -> None:
+        """The supervisor's call (`Listener`)."""
+        self.facts = ready
+        self._handle(EngineUp(ready.max_num_seqs))
+
+    def engine_said(self, messages: Sequence[FromEngine]) -> None:
+        """The supervisor's call (`Listener`)."""
+        for message in messages:
+            match message:
+                case StepOutputs(rows, statistics):
+                    self.statistics = statistics
+                    self._handle(Rows(rows))
+                case Failed(request_ids, failure):
+                    self._handle(EngineFailed(request_ids, failure))
+                case Answer():
+                    self._take_answer(message)
+
+    def engine_down(self) -> None:
+        """The supervisor's call (`Listener`)."""
+        self.statistics = Statistics()
+        self._handle(EngineDown())
+        failure = Failure("engine_restarting", "the engine died before it answered", 503)
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(RequestFailed(failure, 1.0))
+
+    def work_pending(self) -> bool:
+        """The supervisor's call (`Listener`)."""
+        return len(self._table) > 0 or bool(self._answers)
+
+    def _handle(self, event: Event) -> None:
+        """Let the table take the event, and carry out what it says."""
+        held = len(self._table)
+        for effect in self._table.handle(event, time.monotonic()):
+            match effect:
+                case Send(message):
+                    self._supervisor.send(message)
+                case Deliver(request_id, delta, last):
+                    if (stream := self._streams.get(request_id)) is not None:
+                        stream.deliver(delta, last)
+                case Fail(request_id, failure, retry_after):
+                    if (stream := self._streams.get(request_id)) is not None:
+                        stream.fail(RequestFailed(failure, _jittered(retry_after)))
+        if len(self._table):
+            self._idle.clear()
+        elif held:
+            self._idle.set()
+            self._settle_seconds = SETTLE_SECONDS
+            self._send_query("statistics")
+
+    def _client_gone(self, request_id: str) -> None:
+        self._handle(ClientGone(request_id))
+
+    def _tick(self) -> None:
+        self._handle(Tick())
+
+    def _send_query(self, kind: Literal["statistics", "check"]) -> int:
+        self._num_queries += 1
+        self._supervisor.send(Query(self._num_queries, kind))
+        return self._num_queries
+
+    def _take_answer(self, answer: Answer) -> None:
+        self.statistics = answer.statistics
+        waiting = self._answers.get(answer.query_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+        elif (
+            waiting is None
+            and not len(self._table)
+            and (answer.statistics.num_running or answer.statistics.num_waiting)
+        ):
+            # The table is empty and the engine is still putting its things away: ask again soon.
+            asyncio.get_running_loop().call_later(self._settle_seconds, self._send_query, "statistics")
+            self._settle_seconds = min(2 * self._settle_seconds, RECONCILE_SECONDS)
+
+    async def _reconcile(self) -> None:
+        """Compare who waits with what the engine holds, every RECONCILE_SECONDS."""
+        while True:
+            await asyncio.sleep(RECONCILE_SECONDS)
+            if self.state not in ("ready", "draining"):
+                continue
+            asked = self._table.request_ids()
+            self._handle(Reconcile())
+            with contextlib.suppress(RequestFailed):
+                answer = await self.query("check")
+                self._handle(EngineKnows(asked, frozenset(answer.request_ids)))
+                if answer.violations:
+                    print(
+                        f"quire: the engine violates its invariants: {answer.violations}", file=sys.stderr, flush=True
+                    )
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _jittered(retry_after: float | None) -> float | None:
+    """Spread over +-20 %, so that those who were refused together do not come back together."""
+    return None if retry_after is None else min(max(retry_after * random.uniform(0.8, 1.2), 1.0), 60.0)

@@ -1,0 +1,322 @@
+"""Keeps one engine alive: starts it, watches it, restarts it. Runs on the event loop of the HTTP process.
+
+Death is seen through a pidfd and through the end of the connection; a hang through the progress page: work is pending
+and nothing on the page has moved for `hang_limit` seconds. A hung engine is told to dump its stacks and is then killed,
+which makes it a dead one. The first restart is at once; from the second on there is a pause of 0.5 s, doubled up to
+30 s, but only while engines die before they have done `GOOD_STEPS` steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from quire.engine.config import EngineConfig
+from quire.engine.errors import QuireError
+from quire.engine.frames import build_id
+from quire.engine.messages import Configure, FromEngine, Progress, Ready, Shutdown, StartFailed, ToEngine
+from quire.engine.progress_page import PageSnapshot, ProgressPage
+from quire.engine.transport import HttpTransport, ProtocolError, SocketHttpTransport, TransportClosed
+
+GOOD_STEPS = 20
+BACKOFF_SECONDS = (0.5, 30.0)
+STACK_DUMP_SIGNAL = signal.SIGUSR1
+"""The engine registers faulthandler for it, so that its stacks come out on stderr even when it is stuck in C."""
+DUMP_SECONDS = 0.5
+LOADING_HANG_FACTOR = 10
+"""While loading, a disk may be silent for longer than a step may."""
+
+
+class EngineStartError(QuireError):
+    """The first engine could not be started; `exit_code` is the engine's own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class RunningEngine(Protocol):
+    """A started engine, a process or a test's stand-in."""
+
+    transport: HttpTransport
+
+    def snapshot(self) -> PageSnapshot | None:
+        """What its progress page says; None when it has none."""
+
+    def dump_stacks(self) -> None:
+        """Ask it to write its stacks to stderr."""
+
+    async def end(self, patience: float) -> int | None:
+        """Wait `patience` seconds for it to exit by itself, then SIGTERM, then SIGKILL; its exit code. Idempotent."""
+
+
+Launch = Callable[[], Awaitable[RunningEngine]]
+
+
+class Listener(Protocol):
+    """Who uses the engine."""
+
+    def engine_up(self, ready: Ready) -> None:
+        """An engine is ready; `Supervisor.send` reaches it."""
+
+    def engine_said(self, messages: Sequence[FromEngine]) -> None:
+        """Messages, in order."""
+
+    def engine_down(self) -> None:
+        """The engine is gone; everything it held is lost. Another one is on its way."""
+
+    def work_pending(self) -> bool:
+        """Whether the engine ought to be moving."""
+
+
+class ProcessEngine:
+    """`python -m quire.engine` as a child process, in a session of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], transport: HttpTransport, page: ProgressPage) -> None:
+        self.process = process
+        self.transport = transport
+        self._page = page
+        self._exited = asyncio.get_running_loop().create_future()
+        self._pidfd = os.pidfd_open(process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
+
+    @classmethod
+    async def start(cls, command: Sequence[str]) -> ProcessEngine:
+        """Start `command` with `--socket FD --page FD` added. Call from the main thread: the engine asks the kernel to
+        be killed when the thread that started it ends."""
+        ours, theirs = socket.socketpair()
+        page = ProgressPage.create()
+        try:
+            process = _popen(command, theirs.fileno(), page.fd)
+        except OSError:
+            ours.close()
+            page.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(page.fd)
+        return cls(process, await SocketHttpTransport.connect(ours), page)
+
+    def snapshot(self) -> PageSnapshot | None:
+        """See `RunningEngine.snapshot`."""
+        return None if self._exited.done() else self._page.read()
+
+    def dump_stacks(self) -> None:
+        """See `RunningEngine.dump_stacks`."""
+        self._signal(STACK_DUMP_SIGNAL)
+
+    async def end(self, patience: float) -> int | None:
+        """See `RunningEngine.end`."""
+        for wait, number in ((patience, signal.SIGTERM), (min(patience, 1.0), signal.SIGKILL)):
+            await asyncio.wait([self._exited], timeout=wait)
+            self._signal(number)
+        code: int = await self._exited
+        self.transport.close()
+        return code
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self._exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        code = self.process.wait()
+        self._exited.set_result(code)
+        self._page.close()
+
+
+def _popen(command: Sequence[str], connection: int, page: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*command, "--socket", str(connection), "--page", str(page)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(connection, page),
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        start_new_session=True,
+    )
+
+
+def engine_process(command: Sequence[str] = (sys.executable, "-m", "quire.engine")) -> Launch:
+    """A `Launch` that starts engine processes."""
+    return lambda: ProcessEngine.start(command)
+
+
+class Supervisor:
+    """See the module. All methods are called from the event loop's thread."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        launch: Launch,
+        listener: Listener,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        hang_limit: float = 30.0,
+        faults: dict[str, str] | None = None,
+    ) -> None:
+        self._configure = Configure(config, build_id(), faults or {})
+        self._launch = launch
+        self._listener = listener
+        self._on_progress = on_progress or (lambda _: None)
+        self._hang_limit = hang_limit
+        self._engine: RunningEngine | None = None
+        self._ready = False
+        self._watch: asyncio.Task[None] | None = None
+        self._pause = 0.0
+        self._num_good_steps = 0
+        self.restarts = 0
+        """Engines that died after the first became ready."""
+        self.hangs = 0
+        self.protocol_errors = 0
+
+    async def start(self) -> Ready:
+        """Start the first engine; raises EngineStartError when it does not get ready."""
+        ready = await self._start_one()
+        self._up(ready)
+        self._watch = asyncio.create_task(self._keep_alive())
+        return ready
+
+    async def stop(self, patience: float = 3.0) -> None:
+        """End the engine and stop watching. Idempotent."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        self._ready = False
+        if self._engine is not None:
+            self._engine.transport.send(Shutdown())
+            await self._engine.end(patience)
+            self._engine = None
+
+    def send(self, message: ToEngine) -> None:
+        """Send to the engine; dropped while there is none, since what it would be about is lost too."""
+        if self._ready and self._engine is not None:
+            self._engine.transport.send(message)
+
+    def snapshot(self) -> PageSnapshot | None:
+        """The running engine's progress page."""
+        return None if self._engine is None else self._engine.snapshot()
+
+    def _up(self, ready: Ready) -> None:
+        self._ready = True
+        self._listener.engine_up(ready)
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await self._serve()
+            self._ready = False
+            self.restarts += 1
+            self._listener.engine_down()
+            self._up(await self._restart())
+
+    async def _restart(self) -> Ready:
+        while True:
+            low, high = BACKOFF_SECONDS
+            young = self._num_good_steps < GOOD_STEPS
+            pause, self._pause = (self._pause, min(max(2 * self._pause, low), high)) if young else (0.0, 0.0)
+            await asyncio.sleep(pause)
+            self._num_good_steps = 0
+            try:
+                return await self._start_one()
+            except EngineStartError as error:
+                _say(f"the engine could not be restarted: {error}; trying again")
+
+    async def _start_one(self) -> Ready:
+        """Launch, configure, and wait for Ready."""
+        try:
+            self._engine = engine = await self._launch()
+        except OSError as error:
+            raise EngineStartError(f"the engine process could not be started: {error}", 1) from error
+        engine.transport.send(self._configure)
+        try:
+            async with self._killed_when_hung(LOADING_HANG_FACTOR * self._hang_limit, lambda: True):
+                while True:
+                    for message in await engine.transport.receive():
+                        match message:
+                            case Progress():
+                                self._on_progress(message)
+                            case Ready():
+                                return message
+                            case StartFailed(text, exit_code):
+                                raise EngineStartError(text, exit_code)
+        except TransportClosed as closed:
+            self._count(closed)
+            code = await engine.end(1.0)
+            raise EngineStartError(f"the engine ended while loading ({_exit_words(code)}): {closed}", 3) from closed
+        except EngineStartError:
+            await engine.end(1.0)
+            raise
+        except asyncio.CancelledError:
+            await engine.end(0.0)
+            raise
+
+    async def _serve(self) -> None:
+        """Hand on messages until the engine is gone."""
+        engine = self._engine
+        assert engine is not None
+        try:
+            async with self._killed_when_hung(self._hang_limit, self._listener.work_pending):
+                while True:
+                    self._listener.engine_said(await engine.transport.receive())
+        except TransportClosed as closed:
+            self._count(closed)
+            last = engine.snapshot()
+            if last is not None:
+                self._num_good_steps = last.steps
+            code = await engine.end(0.1)
+            _say(f"the engine is gone ({_exit_words(code)}); restarting it")
+
+    @contextlib.asynccontextmanager
+    async def _killed_when_hung(self, limit: float, pending: Callable[[], bool]):  # type: ignore[no-untyped-def]
+        watchdog = asyncio.create_task(self._watch_for_hang(limit, pending))
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+
+    async def _watch_for_hang(self, limit: float, pending: Callable[[], bool]) -> None:
+        """Kill the engine when it has work and its page stands still for `limit` seconds."""
+        engine = self._engine
+        assert engine is not None
+        seen: PageSnapshot | None = None
+        since = time.monotonic()
+        while True:
+            await asyncio.sleep(min(limit / 10, 1.0))
+            page = engine.snapshot()
+            if page is None:
+                continue
+            self._num_good_steps = page.steps
+            if page != seen or not pending():
+                seen, since = page, time.monotonic()
+            elif time.monotonic() - since > limit:
+                self.hangs += 1
+                _say(
+                    f"the engine has not moved for {limit:g} s with work pending; its stacks follow, then it is killed"
+                )
+                engine.dump_stacks()
+                await asyncio.sleep(DUMP_SECONDS)
+                await engine.end(0.0)
+                return
+
+    def _count(self, closed: TransportClosed) -> None:
+        if isinstance(closed, ProtocolError):
+            self.protocol_errors += 1
+            _say(f"the connection to the engine was dropped: {closed}")
+
+
+def _exit_words(code: int | None) -> str:
+    if code is None:
+        return "no exit code"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _say(text: str) -> None:
+    print(f"quire: {text}", file=sys.stderr, flush=True)
