@@ -1,0 +1,240 @@
+"""From a model folder to a decoder: every name accounted for, then each tensor read, cast, packed and freed in turn."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quire.engine.errors import CapacityError, ModelError
+from quire.engine.hardware import available_memory
+from quire.engine.models.config import ModelConfig, WeightNames
+from quire.engine.models.decoder import Decoder
+from quire.engine.models.json_file import read_json_object
+from quire.engine.models.weights import ExpectedWeights, WeightSource
+from quire.engine.safetensors_file import FLOAT_DTYPES, SafetensorsFile, TensorEntry, list_names
+from quire.kernels import Kernels
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 64 * 1024 * 1024
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+CONVERT = "convert the weights to safetensors; for most models the hub has them, or a pull request with them"
+
+ProgressCallback = Callable[[int, int], None]
+
+
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    kernels: Kernels,
+    *,
+    dtype: torch.dtype,
+    load_format: Literal["auto", "dummy"] = "auto",
+    seed: int = 0,
+    check_weights: bool = False,
+    progress: ProgressCallback = lambda done, total: None,
+    num_positions: int | None = None,
+    model_name: str | None = None,
+) -> Decoder:
+    """Load the weights in `folder`, or make random ones (load_format "dummy").
+
+    `progress` hears (bytes done, bytes in all). `num_positions` bounds the longest sequence that will be served.
+    Raises ModelError for any fault of the files (M09, M10, M11, M14, M16), CapacityError when the weights do not fit.
+    """
+    model = model_name or folder.name
+    expected = ExpectedWeights()
+    Decoder(config, kernels, expected, num_positions=1)
+    num_bytes = sum(math.prod(shape) for shape in expected.shapes.values()) * dtype.itemsize
+    free = available_memory()
+    if num_bytes > free:
+        raise CapacityError(
+            f"model {model}: the weights need {num_bytes / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')}, "
+            f"{free / 2**30:.2f} GiB of memory are available; use a smaller model or a machine with more memory"
+        )
+    with ExitStack() as stack:
+        weights: WeightSource
+        if load_format == "dummy":
+            weights = DummyWeights(seed, dtype, num_bytes, progress)
+        else:
+            files = [stack.enter_context(closing(file)) for file in _open_files(folder, model)]
+            entries = match_names(files, expected.shapes, config.names, model)
+            weights = FileWeights(entries, dtype, check_weights, progress)
+        return Decoder(config, kernels, weights, num_positions=num_positions)
+
+
+class FileWeights:
+    """Weights from safetensors files, read one at a time."""
+
+    def __init__(
+        self,
+        entries: dict[str, tuple[SafetensorsFile, TensorEntry]],
+        dtype: torch.dtype,
+        check: bool,
+        progress: ProgressCallback,
+    ) -> None:
+        self.entries, self.dtype, self.check, self.progress = entries, dtype, check, progress
+        self.bytes_taken = self._bytes_read = 0
+        self._bytes_total = sum(entry.end - entry.begin for _, entry in entries.values())
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Read, check, cast. Raises ModelError when the file has shrunk, or `check` finds NaN or Inf."""
+        file, entry = self.entries[name]
+        tensor = file.read(entry, self._count)
+        if self.check and not torch.isfinite(tensor).all():
+            raise file.fault("NaN or Inf in the weights", f"tensor {entry.name}", "download the model again")
+        tensor = tensor.to(self.dtype)
+        self.bytes_taken += tensor.nbytes
+        return tensor
+
+    def _count(self, num_bytes: int) -> None:
+        self._bytes_read += num_bytes
+        self.progress(self._bytes_read, self._bytes_total)
+
+
+class DummyWeights:
+    """Random weights that keep activations near unit size; a tensor depends on seed and name alone."""
+
+    def __init__(self, seed: int, dtype: torch.dtype, total: int, progress: ProgressCallback) -> None:
+        self.seed, self.dtype, self.total, self.progress = seed, dtype, total, progress
+        self.bytes_taken = 0
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Matrices normal with deviation 1 / sqrt(columns), norm weights one, biases zero."""
+        if len(shape) == 1:
+            tensor = torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+        else:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), self.seed & 0xFFFFFFFF))
+            tensor = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
+        tensor = tensor.to(self.dtype)
+        self.bytes_taken += tensor.nbytes
+        self.progress(self.bytes_taken, self.total)
+        return tensor
+
+
+def _open_files(folder: Path, model: str) -> list[SafetensorsFile]:
+    """The whole model's file, or the shards that the index names, opened and checked."""
+    names = [WEIGHTS_FILE] if (folder / WEIGHTS_FILE).exists() else _shard_names(folder, model)
+    files: list[SafetensorsFile] = []
+    with ExitStack() as stack:
+        for name in names:
+            files.append(stack.enter_context(closing(SafetensorsFile(folder / name, model))))
+        stack.pop_all()  # all are sound: the caller closes them
+    return files
+
+
+def _shard_names(folder: Path, model: str) -> list[str]:
+    if not (folder / INDEX_FILE).exists():
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise ModelError(model, "no safetensors weights", pickles[0], "pickle files are never loaded", CONVERT)
+        raise ModelError(
+            model, "no weights", WEIGHTS_FILE, f"neither it nor {INDEX_FILE} is there", "download the whole model"
+        )
+    weight_map = read_json_object(folder, INDEX_FILE, model, max_bytes=MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise ModelError(
+            model, "bad index", INDEX_FILE, "weight_map is no object of name -> file", "download the file again"
+        )
+    names = sorted(set(weight_map.values()))
+    strange = [name for name in names if "/" in name or "\0" in name or not name.endswith(".safetensors")]
+    if strange:
+        raise ModelError(
+            model,
+            "bad index",
+            INDEX_FILE,
+            f"{strange[0][:80]!r} is no safetensors file of this folder",
+            "download the file again",
+        )
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise ModelError(
+            model,
+            "shard missing",
+            missing[0],
+            f"{len(missing)} of {len(names)} files that {INDEX_FILE} names are not there: {list_names(missing)}",
+            "download the whole model",
+        )
+    return names
+
+
+def match_names(
+    files: list[SafetensorsFile], expected: dict[str, tuple[int, ...]], names: WeightNames, model: str
+) -> dict[str, tuple[SafetensorsFile, TensorEntry]]:
+    """Expected name -> where it lies; a file's name may lack the family's prefix.
+
+    Raises ModelError when a tensor is missing, has another shape or a dtype that is no float, stands twice, or is not
+    needed and not ignorable (M14).
+    """
+    found: dict[str, tuple[SafetensorsFile, TensorEntry]] = {}
+    twice, extra = [], []
+    for file in files:
+        for entry in file.entries.values():
+            name = entry.name if entry.name in expected else names.prefix + entry.name
+            if name in found:
+                twice.append(entry.name)
+            elif name in expected:
+                found[name] = (file, entry)
+            elif not any(re.fullmatch(pattern, entry.name) for pattern in names.ignorable):
+                extra.append(entry.name)
+    missing = [name for name in expected if name not in found]
+    shapes = [
+        f"{name} is {list(entry.shape)}, expected {list(expected[name])}"
+        for name, (_, entry) in found.items()
+        if entry.shape != expected[name]
+    ]
+    dtypes = [f"{name} is {entry.dtype}" for name, (_, entry) in found.items() if entry.dtype not in FLOAT_DTYPES]
+    config_fix = "check that config.json and the weights belong to the same model, or download it again"
+    for what, faults, fix in (
+        ("tensors missing", missing, config_fix),
+        ("wrong tensor shapes", shapes, config_fix),
+        ("unsupported dtype", dtypes, "use weights in bfloat16, float16 or float32"),
+        ("tensors stored twice", twice, "download the model again"),
+        ("unknown tensors", extra, config_fix),
+    ):
+        if faults:
+            file_name = files[0].path.name if len(files) == 1 else INDEX_FILE
+            raise ModelError(model, what, file_name, f"{len(faults)}: {list_names(faults)}", fix)
+    return found
+
+
+def choose_dtype(config: ModelConfig, wanted: str, device: str) -> tuple[torch.dtype, str]:
+    """The dtype to compute in, and a sentence that says why.
+
+    `wanted` auto | float32 | bfloat16 | float16. Auto on a CPU is bfloat16 where the checkpoint is in half precision
+    and the CPU multiplies bfloat16 itself, float32 elsewhere.
+    """
+    if wanted != "auto":
+        return getattr(torch, wanted), f"{wanted}, as asked"
+    stored = config.torch_dtype or "float32"
+    if device != "cpu":
+        return getattr(torch, stored), f"{stored}, as the checkpoint"
+    if stored == "float32":
+        return torch.float32, "float32, as the checkpoint"
+    flag = bfloat16_instructions()
+    if flag is None:
+        return torch.float32, f"float32: the checkpoint is {stored}, but this CPU has no bfloat16 instructions"
+    return torch.bfloat16, f"bfloat16: the checkpoint is {stored} and this CPU has {flag}"
+
+
+def resolve_dtype(config: ModelConfig, wanted: str, device: str) -> torch.dtype:
+    """`choose_dtype` without the reason."""
+    return choose_dtype(config, wanted, device)[0]
+
+
+def bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The CPU flag that multiplies bfloat16 in hardware, as Linux names it; None where there is none."""
+    wanted = ("bf16",) if platform.machine() in ("aarch64", "arm64") else ("amx_bf16", "avx512_bf16")
+    try:
+        flags = set(re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)[0].split())
+    except (OSError, IndexError):
+        return None
+    return next((flag for flag in wanted if flag in flags), None)

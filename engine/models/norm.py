@@ -1,0 +1,55 @@
+"""Norms over the last dimension."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from quire.engine.models.config import NormSpec
+from quire.engine.models.weights import WeightSource
+from quire.kernels import Kernels
+
+
+class Norm(Protocol):
+    """[..., size] -> [..., size]."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x, normed."""
+
+
+class RMSNorm:
+    """x / rms(x) * weight (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, kernels: Kernels, weight: Tensor, eps: float) -> None:
+        self.kernels, self.weight, self.eps = kernels, weight, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x, normed."""
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm:
+    """(x - mean) / deviation * weight + bias (Ba et al., 2016)."""
+
+    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self.kernels, self.weight, self.bias, self.eps = kernels, weight, bias, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x, normed."""
+        return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """No norm."""
+    return x
+
+
+def take_norm(spec: NormSpec | None, size: int, name: str, kernels: Kernels, weights: WeightSource) -> Norm:
+    """The norm that `spec` describes, with the weights `name`.weight and, for a layer norm, `name`.bias."""
+    if spec is None:
+        return unchanged
+    weight = weights.take(f"{name}.weight", (size,))
+    if spec.kind == "rms":
+        return RMSNorm(kernels, weight, spec.eps)
+    return LayerNorm(kernels, weight, weights.take(f"{name}.bias", (size,)), spec.eps)
