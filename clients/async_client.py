@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, overload
 
@@ -29,7 +29,8 @@ T = TypeVar("T")
 class AsyncClient:
     """Talks to one server. For one event loop; an async context manager that closes its connections.
 
-    `timeout` is in seconds between two pieces of an answer. Refusals that may pass (429, 503, no connection, ...) are
+    `model` is asked for when a call names none; without it, the first model that the server names. `timeout` is in
+    seconds between two pieces of an answer. Refusals that may pass (429, 503, no connection, ...) are
     tried again `max_retries` times, no sooner than the server's Retry-After says. Errors: `quire.clients.errors`.
     """
 
@@ -38,12 +39,14 @@ class AsyncClient:
         base_url: str | None = None,
         *,
         api_key: str | None = None,
+        model: str | None = None,
         timeout: float = 600.0,
         max_retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.base_url = protocol.base_url(base_url, os.environ)
+        self.model = model
         self.max_retries = max_retries
         self._sleep = sleep
         self._http = httpx.AsyncClient(
@@ -64,7 +67,7 @@ class AsyncClient:
         self, messages: Messages, *, stream: bool = False, **fields: Unpack[ChatFields]
     ) -> Chat | AsyncStream:
         """Answer a conversation, or one user message given as text. Fields: `quire.clients.types.ChatFields`."""
-        call = protocol.chat(messages, fields, stream)
+        call = protocol.chat(messages, {"model": await self._model(fields), **fields}, stream)
         if stream:
             return await self._stream(call)
         return await self._answer(call)
@@ -81,7 +84,7 @@ class AsyncClient:
         self, prompt: Prompt, *, stream: bool = False, **fields: Unpack[CompletionFields]
     ) -> Completion | AsyncStream:
         """Continue a prompt. Fields: `quire.clients.types.CompletionFields`."""
-        call = protocol.complete(prompt, fields, stream)
+        call = protocol.complete(prompt, {"model": await self._model(fields), **fields}, stream)
         if stream:
             return await self._stream(call)
         return await self._answer(call)
@@ -121,6 +124,11 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _model(self, fields: Mapping[str, object]) -> str:
+        if "model" not in fields and self.model is None:
+            self.model = protocol.first_model(await self.models())
+        return self.model or ""
 
     async def _answer(self, call: protocol.Call[T], max_retries: int | None = None) -> T:
         response = await self._send(call, max_retries)

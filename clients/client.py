@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, overload
 
@@ -29,7 +29,8 @@ T = TypeVar("T")
 class Client:
     """Talks to one server. Safe to share between threads; a context manager that closes its connections.
 
-    `timeout` is in seconds between two pieces of an answer. Refusals that may pass (429, 503, no connection, ...) are
+    `model` is asked for when a call names none; without it, the first model that the server names. `timeout` is in
+    seconds between two pieces of an answer. Refusals that may pass (429, 503, no connection, ...) are
     tried again `max_retries` times, no sooner than the server's Retry-After says. Errors: `quire.clients.errors`.
     """
 
@@ -38,12 +39,14 @@ class Client:
         base_url: str | None = None,
         *,
         api_key: str | None = None,
+        model: str | None = None,
         timeout: float = 600.0,
         max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.base_url = protocol.base_url(base_url, os.environ)
+        self.model = model
         self.max_retries = max_retries
         self._sleep = sleep
         self._http = httpx.Client(
@@ -60,7 +63,7 @@ class Client:
     def chat(self, messages: Messages, *, stream: Literal[True], **fields: Unpack[ChatFields]) -> Stream: ...
     def chat(self, messages: Messages, *, stream: bool = False, **fields: Unpack[ChatFields]) -> Chat | Stream:
         """Answer a conversation, or one user message given as text. Fields: `quire.clients.types.ChatFields`."""
-        call = protocol.chat(messages, fields, stream)
+        call = protocol.chat(messages, {"model": self._model(fields), **fields}, stream)
         if stream:
             return self._stream(call)
         return self._answer(call)
@@ -75,7 +78,7 @@ class Client:
         self, prompt: Prompt, *, stream: bool = False, **fields: Unpack[CompletionFields]
     ) -> Completion | Stream:
         """Continue a prompt. Fields: `quire.clients.types.CompletionFields`."""
-        call = protocol.complete(prompt, fields, stream)
+        call = protocol.complete(prompt, {"model": self._model(fields), **fields}, stream)
         if stream:
             return self._stream(call)
         return self._answer(call)
@@ -115,6 +118,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _model(self, fields: Mapping[str, object]) -> str:
+        if "model" not in fields and self.model is None:
+            self.model = protocol.first_model(self.models())
+        return self.model or ""
 
     def _answer(self, call: protocol.Call[T], max_retries: int | None = None) -> T:
         response = self._send(call, max_retries)

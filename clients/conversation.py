@@ -28,7 +28,9 @@ COMMANDS = {
 def converse(talk: Talk, system: list[dict[str, str]]) -> int:
     """Read questions until /bye or the end of input; Ctrl-C stops a reply, not the program. Returns the exit code."""
     _remember_lines()
-    print(bold(talk.model) + dim("  /help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", sys.stdout))
+    print(
+        bold(talk.client.model or "") + dim("  /help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", sys.stdout)
+    )
     turns: list[dict[str, str]] = []
     while True:
         try:

@@ -77,6 +77,13 @@ def models() -> Call[list[Model]]:
     return Call("GET", "/v1/models", lambda body: reader(body).data)
 
 
+def first_model(served: Sequence[Model]) -> str:
+    """The model that a request asks for when nobody chose one. Raises ProtocolError when the server names none."""
+    if not served:
+        raise ProtocolError("the server names no model; GET /v1/models gave an empty list")
+    return served[0].id
+
+
 def tokenize(text: str, add_special_tokens: bool) -> Call[list[int]]:
     """POST /tokenize."""
     reader = _reader(_Tokens)

@@ -46,18 +46,18 @@ class Reply:
 
 
 class Talk:
-    """One server, one model, and the fields that every request carries."""
+    """One server, and the fields that every request carries."""
 
-    def __init__(self, client: Client, model: str, fields: Mapping[str, Any], show_statistics: bool) -> None:
-        self.client, self.model, self.fields, self.show_statistics = client, model, fields, show_statistics
+    def __init__(self, client: Client, fields: Mapping[str, Any], show_statistics: bool) -> None:
+        self.client, self.fields, self.show_statistics = client, fields, show_statistics
 
     def chat(self, messages: list[dict[str, str]]) -> Reply:
         """Answer a conversation on stdout."""
-        return self._show(lambda: self.client.chat(messages, stream=True, model=self.model, **self._fields()))
+        return self._show(lambda: self.client.chat(messages, stream=True, **self._fields()))
 
     def complete(self, prompt: str) -> Reply:
         """Continue a text on stdout."""
-        return self._show(lambda: self.client.complete(prompt, stream=True, model=self.model, **self._fields()))
+        return self._show(lambda: self.client.complete(prompt, stream=True, **self._fields()))
 
     def _fields(self) -> Any:
         return {name: value for name, value in self.fields.items() if value is not None}
@@ -95,7 +95,9 @@ def main(command: str, arguments: list[str]) -> int:
     names = ("max_tokens", "temperature", "top_p", "seed")
     fields = {name: getattr(options, name) for name in names}
     with _ended_by_signals(), _server(options.base_url, options.api_key, options.model) as client:
-        talk = Talk(client, options.model or client.models()[0].id, fields, options.stats)
+        # Asked here, so that no answer's clock counts it.
+        client.model = client.model or protocol.first_model(client.models())
+        talk = Talk(client, fields, options.stats)
         if command == "complete":
             return _exit_code(talk.complete(question))
         system = [{"role": "system", "content": options.system}] if options.system else []
@@ -144,7 +146,7 @@ def _server(base_url: str | None, api_key: str | None, model: str | None) -> Ite
         except ClientError:
             running = True
     if running:
-        with Client(url, api_key=api_key, max_retries=5) as client:
+        with Client(url, api_key=api_key, model=model, max_retries=5) as client:
             yield client
         return
     print(dim(f"no server at {url}: starting one with {model or 'the starter model'} ..."), file=sys.stderr)

@@ -124,7 +124,8 @@ def test_the_installed_wheel_serves_the_starter(python: Path) -> None:
     )
     assert str(python.parents[1]) in where.stdout
     with ServerProcess(python=str(python)) as server:
-        question = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "temperature": 0}
+        messages = [{"role": "user", "content": "What is 17 + 25?"}]
+        question = {"model": "starter", "messages": messages, "temperature": 0}
         answer = httpx.post(server.url + "/v1/chat/completions", json=question, timeout=60)
         assert answer.status_code == 200, answer.text
         assert "42" in answer.json()["choices"][0]["message"]["content"]

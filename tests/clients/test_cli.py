@@ -262,7 +262,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_came(
 
     monkeypatch.setattr("quire.clients.talk.printable", interrupt)
     with Client(server.url) as client:
-        reply = Talk(client, "scripted", {}, show_statistics=True).chat([{"role": "user", "content": "hi"}])
+        reply = Talk(client, {}, show_statistics=True).chat([{"role": "user", "content": "hi"}])
     assert reply.stopped
     assert reply.text == "fine, thanks "
     assert capsys.readouterr() == ("fine, \n", "")

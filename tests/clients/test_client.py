@@ -41,7 +41,9 @@ class Calls(Protocol):
 class SyncCalls:
     def __init__(self, handler: Handler) -> None:
         self.waits: list[float] = []
-        self.client = Client("http://server", transport=httpx.MockTransport(handler), sleep=self.waits.append)
+        self.client = Client(
+            "http://server", model="m", transport=httpx.MockTransport(handler), sleep=self.waits.append
+        )
 
     def answer(self, name: str, *arguments: Any, **fields: Any) -> Any:
         with self.client as client:
@@ -59,7 +61,7 @@ class AsyncCalls:
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
 
-        self.client = AsyncClient("http://server", transport=httpx.MockTransport(handler), sleep=sleep)
+        self.client = AsyncClient("http://server", model="m", transport=httpx.MockTransport(handler), sleep=sleep)
 
     def answer(self, name: str, *arguments: Any, **fields: Any) -> Any:
         async def call() -> Any:
@@ -112,7 +114,11 @@ def test_chat(connect: Connect) -> None:
     def handle(request: httpx.Request) -> httpx.Response:
         assert (request.method, request.url.path) == ("POST", "/v1/chat/completions")
         assert request.headers["content-type"] == "application/json"
-        assert json.loads(request.content) == {"messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+        assert json.loads(request.content) == {
+            "model": "m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "temperature": 0,
+        }
         choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 9, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 8}}
         return httpx.Response(200, json={"id": "chatcmpl-1", "choices": [choice], "usage": usage, "created": 1})
@@ -145,6 +151,33 @@ def test_small_calls(connect: Connect) -> None:
     assert connect(handle).answer("ready") is True
 
 
+def test_without_a_model_the_first_one_served_is_asked_for() -> None:
+    asked: list[object] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "first"}, {"id": "second"}]})
+        asked.append(json.loads(request.content)["model"])
+        return httpx.Response(200, json={"choices": [{"text": ""}]})
+
+    with Client("http://server", transport=httpx.MockTransport(handle)) as client:
+        client.complete("p")
+        client.complete("p", model="second")
+        client.complete("p")
+    assert asked == ["first", "second", "first"]
+
+
+async def test_without_a_model_the_async_client_asks_for_the_first_one_too() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": []})
+        raise AssertionError("nothing else is asked")
+
+    async with AsyncClient("http://server", transport=httpx.MockTransport(handle)) as client:
+        with pytest.raises(ProtocolError, match="names no model"):
+            await client.chat("hi")
+
+
 def test_not_ready_is_no_error_and_is_asked_once(connect: Connect) -> None:
     calls = connect(lambda request: httpx.Response(503))
     assert calls.answer("ready") is False
@@ -162,7 +195,7 @@ def test_a_stream(connect: Connect) -> None:
 def test_a_stream_left_early_closes_the_connection() -> None:
     body = Body(CHUNK % b"one", CHUNK % b"two", b"data: [DONE]\n\n")
     handle = httpx.MockTransport(lambda request: httpx.Response(200, stream=body, headers={"x-request-id": "r1"}))
-    with Client("http://server", transport=handle) as client:
+    with Client("http://server", model="m", transport=handle) as client:
         with client.complete("p", stream=True) as stream:
             assert next(stream).text == "one"
             assert stream.request_id == "r1"
@@ -173,7 +206,7 @@ def test_a_stream_left_early_closes_the_connection() -> None:
 async def test_an_async_stream_left_early_closes_the_connection() -> None:
     body = Body(CHUNK % b"one", CHUNK % b"two", b"data: [DONE]\n\n")
     handle = httpx.MockTransport(lambda request: httpx.Response(200, stream=body))
-    async with AsyncClient("http://server", transport=handle) as client:
+    async with AsyncClient("http://server", model="m", transport=handle) as client:
         async with await client.complete("p", stream=True) as stream:
             assert (await anext(stream)).text == "one"
         assert body.closed
@@ -267,7 +300,7 @@ def test_a_key_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(request.headers["authorization"])
         return httpx.Response(401, json={"error": {"message": "unknown key"}})
 
-    with Client("http://server", transport=httpx.MockTransport(handle)) as client:
+    with Client("http://server", model="m", transport=httpx.MockTransport(handle)) as client:
         with pytest.raises(Exception, match="unknown key") as caught:
             client.models()
         assert seen == ["Bearer sentinel-key"]
