@@ -70,6 +70,6 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     joined = parts[0].new_empty((sum(len(part) for part in parts), *parts[0].shape[1:]))
-    for target, part in zip(joined.split([len(part) for part in parts]), parts, strict=True):
+    for target, part in zip(torch.split(joined, [len(part) for part in parts]), parts, strict=True):
         target.copy_(part)
     return joined

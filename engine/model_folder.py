@@ -1,0 +1,166 @@
+"""Finding a model: a local folder, or a name that the Hugging Face hub knows; and its sampling defaults. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from quire.engine.errors import ModelError
+from quire.engine.models.fields import Fields
+from quire.engine.models.json_file import read_json_object
+
+STARTER = Path(str(importlib.resources.files("quire.models.starter")))
+"""The folder of the model that ships with the package."""
+DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+"""What is fetched from the hub; never code, never pickles."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+DownloadProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """generation_config.json: how the model's makers want it sampled. None: not said."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    """In place of config.json's, when not empty."""
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+def resolve_model(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    progress: DownloadProgress = lambda name, done, total: None,
+    allow_symlinks: bool = False,
+) -> Path:
+    """The folder of a model: an existing path, or else the snapshot of a hub name, downloaded if need be.
+
+    A path never asks the hub. `progress` hears (what, bytes done, bytes in all). HF_ENDPOINT, HF_HUB_OFFLINE,
+    HF_HUB_CACHE and HF_TOKEN count. Raises ModelError (M01-M03, M22; unknown name; hub out of reach).
+    """
+    path = Path(name_or_path).expanduser()
+    if os.path.lexists(path):
+        check_folder(path, name_or_path, allow_symlinks=allow_symlinks)
+        return path
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_like_path or not HUB_NAME.fullmatch(name_or_path) or ".." in name_or_path or "--" in name_or_path:
+        raise ModelError(
+            name_or_path,
+            "folder missing",
+            "config.json",
+            "no such folder, and no name that the hub could know",
+            "check the path; a hub name has the form organisation/model",
+        )
+    return _download(name_or_path, revision, download_dir, progress)
+
+
+def check_folder(path: Path, model: str, *, allow_symlinks: bool = False) -> None:
+    """Raises ModelError when `path` is no readable folder, or a link in it loops or leaves it (M01-M03, M22).
+
+    Snapshots in the hub's cache link to their blobs beside them: those links are its own.
+    """
+
+    def fault(what: str, why: str, fix: str, file: str = "config.json") -> ModelError:
+        return ModelError(model, what, file, why, fix)
+
+    try:
+        root = path.resolve(strict=True)
+        files = sorted(root.iterdir())
+    except NotADirectoryError:
+        raise fault("no folder", "the path names a file", "give the folder that holds config.json") from None
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        why = getattr(error, "strerror", None) or "a loop of symbolic links"
+        raise fault("folder unreadable", why, "check the path and its permissions") from None
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise fault("folder unreadable", "permission denied", "give this user the right to read and enter it")
+    if allow_symlinks:
+        return
+    roots = [root]
+    if root.parent.name == "snapshots":
+        roots.append(root.parent.parent / "blobs")
+    for file in files:
+        if not file.is_symlink():
+            continue
+        try:
+            target = file.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            why = "it links to nothing" if isinstance(error, FileNotFoundError) else "its links form a loop"
+            raise fault("bad symbolic link", why, "put the file itself there", file.name) from None
+        if not any(target.is_relative_to(allowed) for allowed in roots):
+            raise fault("symbolic link", "it leaves the model folder", "put the file itself there", file.name)
+
+
+def _download(name: str, revision: str | None, download_dir: str | None, progress: DownloadProgress) -> Path:
+    """The snapshot of a hub name. The hub's library is imported here and nowhere else."""
+    from huggingface_hub import errors, snapshot_download
+
+    bar = type("Bar", (_ProgressBar,), {"report": staticmethod(partial(progress, name))})
+    try:
+        folder = snapshot_download(
+            name, revision=revision, cache_dir=download_dir, allow_patterns=list(DOWNLOADED), tqdm_class=bar
+        )
+    except errors.GatedRepoError:
+        why, fix = "the hub wants an agreement for it", "accept it on the model's page and set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        why, fix = f"the hub has no revision {revision!r} of it", "check --revision"
+    except errors.RepositoryNotFoundError:
+        why, fix = "neither a folder nor known to the hub", "check the name; for a private model set HF_TOKEN"
+    except errors.LocalEntryNotFoundError:
+        why = "the hub cannot be reached and the cache does not hold it"
+        fix = "check HF_ENDPOINT, HF_HUB_OFFLINE and the network, or give a local folder"
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        why, fix = str(error).splitlines()[0][:200] if str(error) else type(error).__name__, "try again"
+    else:
+        return Path(folder)
+    raise ModelError(name, "download failed", "config.json", why, fix)
+
+
+class _ProgressBar(tqdm[Any]):
+    """What the hub's library takes for a bar on the screen: tells `report` (bytes done, bytes in all), draws nothing."""
+
+    report: Callable[[int, int], None]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **(options | {"disable": True}))
+        self.done = options.get("initial") or 0
+        self.counts_bytes = options.get("unit") == "B"
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count `n` more."""
+        self.done += n or 0
+        if self.counts_bytes:
+            self.report(int(self.done), int(max(self.total or 0, self.done)))
+        return None
+
+
+def read_generation_config(folder: Path, model_name: str | None = None) -> GenerationDefaults:
+    """The sampling defaults in generation_config.json; all None without that file. Raises ModelError when it is bad."""
+    file = "generation_config.json"
+    if not (folder / file).exists():
+        return GenerationDefaults()
+    model = model_name or folder.name
+    fields = Fields(read_json_object(folder, file, model), model, file)
+    return GenerationDefaults(
+        eos_token_ids=fields.token_ids("eos_token_id"),
+        temperature=fields.number("temperature", above=-1e-9) if fields.has("temperature") else None,
+        top_k=fields.integer("top_k", minimum=0) if fields.has("top_k") else None,
+        top_p=fields.number("top_p") if fields.has("top_p") else None,
+        min_p=fields.number("min_p", above=-1e-9) if fields.has("min_p") else None,
+        repetition_penalty=fields.number("repetition_penalty") if fields.has("repetition_penalty") else None,
+        max_new_tokens=fields.integer("max_new_tokens") if fields.has("max_new_tokens") else None,
+    )
