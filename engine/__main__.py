@@ -1,0 +1,143 @@
+"""The engine process: `python -m quire.engine --socket FD --page FD`, started by the HTTP process.
+
+FD are inherited numbers: one end of a socket pair (`quire.engine.transport`) and the page of progress counters. The
+first message is `Configure`; then come Progress, Ready or StartFailed, then steps. The order of the start matters: the
+process binds its life to its parent's and shakes hands before torch is imported, which takes longer than all else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import gc
+import logging
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from quire.engine.errors import QuireError
+from quire.engine.messages import (
+    Add,
+    Answer,
+    Cancel,
+    Configure,
+    LiveIds,
+    Query,
+    Ready,
+    Shutdown,
+    StartFailed,
+    ToEngine,
+)
+from quire.engine.progress_page import ProgressPage
+from quire.engine.transport import EngineTransport, SocketEngineTransport, TransportClosed
+
+if TYPE_CHECKING:
+    from quire.engine.core import EngineCore
+
+_PR_SET_PDEATHSIG = 1
+log = logging.getLogger("quire.engine")
+
+
+def main() -> int:
+    """Run one engine until it is told to shut down or its parent is gone; the exit code."""
+    parser = argparse.ArgumentParser(prog="quire.engine", description="The engine process; started by `quire serve`.")
+    parser.add_argument("--socket", type=int, required=True, help="inherited socket to the HTTP process")
+    parser.add_argument("--page", type=int, required=True, help="inherited memfd of progress counters")
+    arguments = parser.parse_args()
+    bind_to_parent()
+    page = ProgressPage(arguments.page)
+    transport = SocketEngineTransport(socket.socket(fileno=arguments.socket))
+    try:
+        return serve(transport, page)
+    except TransportClosed as closed:
+        log.info("%s; the engine ends", closed)
+        return 0
+    finally:
+        transport.close()
+
+
+def bind_to_parent() -> None:
+    """Die with the parent, survive its Ctrl-C, and show every thread's stack on a fatal signal or on SIGUSR1.
+
+    A parent that died before the first line took effect has closed its end of the socket: the first receive says so.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+
+
+def serve(transport: EngineTransport, page: ProgressPage) -> int:
+    """Configure, load, and run; the exit code."""
+    page.set_state("loading")
+    configure, *early = transport.receive(None)
+    if not isinstance(configure, Configure):
+        raise TransportClosed(f"the first message is {type(configure).__name__}, not Configure")
+    try:
+        core, ready = start(configure, transport, page)
+    except QuireError as error:
+        transport.send(StartFailed(str(error), error.exit_code))
+        return error.exit_code
+    except Exception as error:
+        log.exception("the engine could not start")
+        transport.send(StartFailed(f"the engine could not start: {type(error).__name__}: {error}", 1))
+        return 1
+    transport.send(ready)
+    page.set_state("idle")
+    run(core, transport, page, early)
+    page.set_state("stopping")
+    return 0
+
+
+def start(configure: Configure, transport: EngineTransport, page: ProgressPage) -> tuple[EngineCore, Ready]:
+    """Import what is slow, and build the engine. Raises QuireError."""
+    begin = time.perf_counter()
+    from quire.engine.process import Stopwatch, build_engine
+
+    stopwatch = Stopwatch({"import": time.perf_counter() - begin})
+    core, ready = build_engine(configure.config, transport.send, page, planted=configure.faults, stopwatch=stopwatch)
+    # What lives now lives on: the collector need not walk it again.
+    gc.collect()
+    gc.freeze()
+    return core, ready
+
+
+def run(core: EngineCore, transport: EngineTransport, page: ProgressPage, early: list[ToEngine]) -> None:
+    """Take messages, step, send; returns at Shutdown, raises TransportClosed when the parent is gone."""
+    messages = early
+    while True:
+        for message in messages:
+            if isinstance(message, Shutdown):
+                return
+            handle(core, transport, message)
+        if core.has_work():
+            outputs = core.step(time.monotonic)
+            page.end_step()
+            if outputs is not None:
+                transport.send(outputs)
+        messages = transport.receive(0 if core.has_work() else None)
+
+
+def handle(core: EngineCore, transport: EngineTransport, message: ToEngine) -> None:
+    """One message that is not Shutdown."""
+    now = time.monotonic()
+    match message:
+        case Add():
+            core.add(message, now)
+        case Cancel():
+            core.cancel(message, now)
+        case LiveIds():
+            core.live_ids(message, now)
+        case Query():
+            violations = core.check() if message.kind == "check" else ()
+            transport.send(Answer(message.query_id, core.statistics(), core.request_ids(), violations))
+        case _:
+            log.error("unexpected message %s is ignored", type(message).__name__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

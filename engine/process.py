@@ -1,0 +1,165 @@
+"""From a configuration to an engine that runs: resolve, load, size the cache, warm up."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from quire import kernels
+from quire.engine.block_pool import BlockPool
+from quire.engine.config import EngineConfig
+from quire.engine.core import EngineCore
+from quire.engine.errors import UsageError
+from quire.engine.hardware import Hardware, available_memory, count_cores
+from quire.engine.kv_cache import CachePlan, CacheWish, KVCache, block_bytes, plan_cache
+from quire.engine.loader import choose_dtype, load_model
+from quire.engine.messages import Progress, Ready
+from quire.engine.models.architectures import read_model_config
+from quire.engine.models.config import CacheSpec
+from quire.engine.planted_faults import plant
+from quire.engine.prefix_index import PrefixIndex
+from quire.engine.resolve import Resolved, resolve
+from quire.engine.runner import ModelRunner, StepWatch, Unwatched
+from quire.engine.scheduler import Scheduler, SchedulerConfig
+from quire.engine.warm_up import find_token_budget, run_prompt
+
+
+def ignore_progress(progress: Progress) -> None:
+    """For callers who do not watch the start."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by part of the start."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, part: str) -> None:
+        """The time since the last lap was `part`'s."""
+        now = time.perf_counter()
+        self.seconds[part] = now - self._last
+        self._last = now
+
+
+def build_engine(
+    config: EngineConfig,
+    progress: Callable[[Progress], None] = ignore_progress,
+    watch: StepWatch | None = None,
+    *,
+    planted: dict[str, str] | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> tuple[EngineCore, Ready]:
+    """Load the model and everything around it. `watch` hears each layer, while loading each piece of the weights.
+
+    `planted` are faults for tests (`quire.engine.planted_faults`). Raises a QuireError with its exit code: UsageError,
+    ModelError, or CapacityError.
+    """
+    stopwatch, watch, planted = stopwatch or Stopwatch(), watch or Unwatched(), planted or {}
+    folder = Path(config.model)
+    model_config = read_model_config(folder, config.model_name)
+    resolved = resolve(config, model_config, Hardware(min(count_cores(), torch.get_num_threads())))
+    torch.set_num_threads(resolved.threads)
+    try:
+        backend = kernels.select(config.kernels, resolved.device)
+    except kernels.KernelsRefused as error:
+        raise UsageError(f"--kernels {config.kernels}: {error}") from error
+    dtype, reason = choose_dtype(model_config, config.dtype, resolved.device)
+
+    def report(done: int, total: int) -> None:
+        watch.tick()
+        progress(Progress("weights", done, total))
+
+    decoder = load_model(
+        folder,
+        model_config,
+        backend,
+        dtype=dtype,
+        load_format=config.load_format,
+        seed=config.seed,
+        check_weights=config.check_weights,
+        progress=report,
+        num_positions=resolved.max_model_len,
+        model_name=config.model_name,
+    )
+    stopwatch.lap("weights")
+    plan, cache = _cache(config, resolved, model_config.cache_specs(), dtype)
+    stopwatch.lap("kv_cache")
+    max_num_seqs = min(resolved.max_num_seqs, plan.num_blocks)
+    runner = ModelRunner(
+        plant(decoder, planted),
+        backend,
+        cache,
+        max_num_seqs=max_num_seqs,
+        max_model_len=plan.max_model_len,
+        block_size=plan.block_size,
+        vocab_size=resolved.vocab_size,
+        watch=watch,
+    )
+    budget = _warm_up(runner, resolved.max_num_batched_tokens, plan, max_num_seqs)
+    progress(Progress("warmup", 1, 1))
+    stopwatch.lap("warmup")
+    core = EngineCore(_scheduler(config, plan, max_num_seqs, budget), runner)
+    ready = Ready(
+        max_model_len=plan.max_model_len,
+        vocab_size=resolved.vocab_size,
+        num_blocks=plan.num_blocks,
+        block_size=plan.block_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        weights_bytes=decoder.weights_bytes,
+        kv_cache_bytes=plan.bytes,
+        dtype=str(dtype).removeprefix("torch."),
+        device=resolved.device,
+        kernels=f"{backend.name} kernels on {resolved.device}, {resolved.threads} threads; {reason}",
+        seconds=stopwatch.seconds,
+        notes=(*model_config.warnings, *plan.notes),
+    )
+    return core, ready
+
+
+def _cache(
+    config: EngineConfig, resolved: Resolved, specs: Sequence[CacheSpec], dtype: torch.dtype
+) -> tuple[CachePlan, KVCache]:
+    wish = CacheWish(
+        block_size=resolved.block_size,
+        max_model_len=resolved.max_model_len,
+        max_model_len_given=resolved.max_model_len_given,
+        max_num_seqs=resolved.max_num_seqs,
+        wanted_bytes=config.kv_cache_memory_bytes,
+        num_blocks=config.num_blocks_override,
+    )
+    plan = plan_cache(wish, block_bytes(specs, resolved.block_size, dtype), available_memory())
+    return plan, KVCache(specs, plan, dtype, torch.device(resolved.device))
+
+
+def _warm_up(runner: ModelRunner, given: int | None, plan: CachePlan, max_num_seqs: int) -> int:
+    """The token budget of a step; at least one for each sequence."""
+    num_tokens_that_fit = min(plan.num_tokens, plan.max_model_len)
+    if given is None:
+        budget = find_token_budget(runner, num_tokens_that_fit=num_tokens_that_fit, block_size=plan.block_size)
+        return max(budget, max_num_seqs)
+    run_prompt(runner, min(given, num_tokens_that_fit, 32), plan.block_size)
+    return given
+
+
+def _scheduler(config: EngineConfig, plan: CachePlan, max_num_seqs: int, budget: int) -> Scheduler:
+    order = list(range(plan.num_blocks))
+    if config.shuffle_blocks:
+        random.Random(config.seed).shuffle(order)
+    index = PrefixIndex(secrets.token_bytes(32)) if config.enable_prefix_caching else None
+    pool = BlockPool(plan.num_blocks, plan.block_size, prefix_index=index, order=order)
+    bounds = SchedulerConfig(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=plan.max_model_len,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        policy=config.scheduling_policy,
+    )
+    return Scheduler(bounds, pool)

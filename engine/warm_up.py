@@ -1,0 +1,58 @@
+"""The first forward passes: they touch every weight, and on the CPU they tell how many tokens one step may compute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from quire.engine.messages import pack_ids
+from quire.engine.runner import ModelRunner
+from quire.engine.sampling_params import SamplingParams
+from quire.engine.step import NewRow, RowWork, Step
+
+STEP_SECONDS = 0.25
+"""What the token budget of one step is worth: how long a running stream may wait for others' prompts."""
+MIN_TOKENS = 32
+MAX_TOKENS = 8192
+_LONG_ENOUGH = 0.04
+"""A prompt that took this many seconds tells the rate."""
+
+
+def find_token_budget(
+    runner: ModelRunner,
+    *,
+    num_tokens_that_fit: int,
+    block_size: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Tokens that take about `STEP_SECONDS`, a multiple of `MIN_TOKENS`, at most `MAX_TOKENS`.
+
+    Prompts of doubling length are computed into the first blocks, whose content nobody has yet, until one takes long
+    enough to tell. The better of two passes counts: the first may pay for pages and buffers, or meet another process.
+    """
+    num_tokens = min(MIN_TOKENS, num_tokens_that_fit)
+    while True:
+        times = []
+        for _ in range(2):
+            start = clock()
+            run_prompt(runner, num_tokens, block_size)
+            times.append(clock() - start)
+        seconds = min(times)
+        if seconds >= _LONG_ENOUGH or num_tokens * 2 > min(num_tokens_that_fit, MAX_TOKENS):
+            break
+        num_tokens *= 2
+    budget = int(num_tokens * STEP_SECONDS / max(seconds, 1e-6))
+    return max(MIN_TOKENS, min(MAX_TOKENS, budget) // MIN_TOKENS * MIN_TOKENS)
+
+
+def run_prompt(runner: ModelRunner, num_tokens: int, block_size: int) -> None:
+    """Compute one made-up prompt in row 0 and sample from it; raises RuntimeError when that fails."""
+    params = SamplingParams(temperature=1.0, seed=0)
+    new_row = NewRow(0, "warm-up", 0, params, pack_ids([0] * num_tokens), num_tokens)
+    work = RowWork(0, 0, num_tokens, tuple(range(-(-num_tokens // block_size))), (0,))
+    for step in (Step(0, (work,), (new_row,)), Step(0, (), released_rows=(0,))):
+        runner.forward(step)
+        runner.sample(step)
+        for row in runner.collect().rows:
+            if row.failure is not None and row.failure.code != "model_numerics":
+                raise RuntimeError(f"the warm-up failed: {row.failure.message}")
