@@ -7,11 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from quire.engine.errors import ModelError
 from quire.engine.models.fields import Fields
@@ -19,8 +15,6 @@ from quire.engine.models.json_file import read_json_object
 
 STARTER = Path(str(importlib.resources.files("quire.models.starter")))
 """The folder of the model that ships with the package."""
-DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-"""What is fetched from the hub; never code, never pickles."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 DownloadProgress = Callable[[str, int, int], None]
@@ -66,7 +60,9 @@ def resolve_model(
             "no such folder, and no name that the hub could know",
             "check the path; a hub name has the form organisation/model",
         )
-    return _download(name_or_path, revision, download_dir, progress)
+    from quire.engine.hub import download  # loads the hub's library, which a local folder does not need
+
+    return download(name_or_path, revision, download_dir, progress)
 
 
 def check_folder(path: Path, model: str, *, allow_symlinks: bool = False) -> None:
@@ -103,49 +99,6 @@ def check_folder(path: Path, model: str, *, allow_symlinks: bool = False) -> Non
             raise fault("bad symbolic link", why, "put the file itself there", file.name) from None
         if not any(target.is_relative_to(allowed) for allowed in roots):
             raise fault("symbolic link", "it leaves the model folder", "put the file itself there", file.name)
-
-
-def _download(name: str, revision: str | None, download_dir: str | None, progress: DownloadProgress) -> Path:
-    """The snapshot of a hub name. The hub's library is imported here and nowhere else."""
-    from huggingface_hub import errors, snapshot_download
-
-    bar = type("Bar", (_ProgressBar,), {"report": staticmethod(partial(progress, name))})
-    try:
-        folder = snapshot_download(
-            name, revision=revision, cache_dir=download_dir, allow_patterns=list(DOWNLOADED), tqdm_class=bar
-        )
-    except errors.GatedRepoError:
-        why, fix = "the hub wants an agreement for it", "accept it on the model's page and set HF_TOKEN"
-    except errors.RevisionNotFoundError:
-        why, fix = f"the hub has no revision {revision!r} of it", "check --revision"
-    except errors.RepositoryNotFoundError:
-        why, fix = "neither a folder nor known to the hub", "check the name; for a private model set HF_TOKEN"
-    except errors.LocalEntryNotFoundError:
-        why = "the hub cannot be reached and the cache does not hold it"
-        fix = "check HF_ENDPOINT, HF_HUB_OFFLINE and the network, or give a local folder"
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        why, fix = str(error).splitlines()[0][:200] if str(error) else type(error).__name__, "try again"
-    else:
-        return Path(folder)
-    raise ModelError(name, "download failed", "config.json", why, fix)
-
-
-class _ProgressBar(tqdm[Any]):
-    """What the hub's library takes for a bar on the screen: tells `report` (bytes done, bytes in all), draws nothing."""
-
-    report: Callable[[int, int], None]
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **(options | {"disable": True}))
-        self.done = options.get("initial") or 0
-        self.counts_bytes = options.get("unit") == "B"
-
-    def update(self, n: float | None = 1) -> bool | None:
-        """Count `n` more."""
-        self.done += n or 0
-        if self.counts_bytes:
-            self.report(int(self.done), int(max(self.total or 0, self.done)))
-        return None
 
 
 def read_generation_config(folder: Path, model_name: str | None = None) -> GenerationDefaults:
