@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -22,14 +24,24 @@ class Admission:
         self.body_bytes = 0
         self.token_bytes = 0
         self._ends: deque[float] = deque(maxlen=_ENDS_REMEMBERED)
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def reserve(self, body_bytes: int) -> Ticket:
         """A place for a request whose body has arrived. Raises server_is_overloaded."""
         if self.body_bytes + body_bytes > self.limits.in_flight_body_bytes:
             raise self._overloaded(f"bodies in flight exceed {self.limits.in_flight_body_bytes} bytes")
         self.num_requests += 1
+        self._idle.clear()
         self.body_bytes += body_bytes
         return Ticket(self, body_bytes)
+
+    async def wait_idle(self, seconds: float) -> bool:
+        """Wait until no request is under way, at most so long; whether that is so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        return self.num_requests == 0
 
     def estimated_wait(self, max_running: int, more: int = 0) -> float:
         """Seconds until that many further sequences run, from the rate of late ends; 0 when it is unknown."""
@@ -56,6 +68,8 @@ class Admission:
 
     def _release(self, ticket: Ticket) -> None:
         self.num_requests -= 1
+        if self.num_requests == 0:
+            self._idle.set()
         self.body_bytes -= ticket.body_bytes
         self.token_bytes -= ticket.token_bytes
         self.num_sequences -= ticket.sequences

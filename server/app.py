@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
 from starlette.routing import Route
 
+from quire.engine.text_worker import TextWorker
 from quire.server.edge import Edge
 from quire.server.errors import ApiError, quoted
 from quire.server.exchange import Access, Endpoint, Exchange
@@ -31,15 +32,17 @@ def create_app(
     *,
     defaults: SamplingDefaults | None = None,
     limits: Limits | None = None,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    worker: TextWorker | None = None,
 ) -> FastAPI:
     """The application that serves one model. `app.state.service` is what its routes share.
 
-    `defaults` are the model's own sampling defaults and EOS ids; `clock` gives monotonic seconds. Nothing is started
-    here and nothing ends with the app: engine and tokenizer belong to the caller.
+    `defaults` are the model's own sampling defaults and EOS ids; `clock` gives monotonic seconds; `worker` tokenizes
+    what is large, in a process that can be killed. Nothing is started here and nothing ends with the app: engine,
+    tokenizer and worker belong to the caller.
     """
     limits = limits or Limits()
-    service = Service(settings, engine, tokenizer, defaults, limits, clock or _loop_time)
+    service = Service(settings, engine, tokenizer, defaults, limits, clock, worker)
     app = FastAPI(title="Quire", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.service = service
     app.router.redirect_slashes = False
@@ -82,10 +85,6 @@ def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
         ("/readyz", probe.ready, Access.OPEN, "GET"),
         ("/", probe.page, Access.OPEN, "GET"),
     ]
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _count(service: Service) -> Callable[[ApiError], None]:

@@ -159,9 +159,9 @@ class Exchange:
 
     def abort(self) -> None:
         """Drop the connection at once, with what is unsent; only a real server offers that."""
-        abort = self.scope.get("extensions", {}).get("quire.abort")
-        if abort is not None:
-            abort()
+        extension = self.scope.get("extensions", {}).get("quire.abort")
+        if extension is not None:
+            extension["call"]()
 
 
 class _StallLimit:

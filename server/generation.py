@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -15,6 +15,19 @@ from quire.server.errors import ApiError, from_failure, unavailable
 from quire.server.exchange import Exchange, encode_json
 from quire.server.metrics import CallTimer
 from quire.server.request_options import RequestOptions
+
+
+class Deltas(Protocol):
+    """The answer to one prompt, over all its choices."""
+
+    def __aiter__(self) -> AsyncIterator[TextDelta]:
+        """Iterate once."""
+
+    def __anext__(self) -> Awaitable[TextDelta]:
+        """The next delta. Raises RequestFailed."""
+
+    def aclose(self) -> Awaitable[None]:
+        """Leave; what still runs is cancelled."""
 
 
 class Engine(Protocol):
@@ -36,8 +49,8 @@ class Engine(Protocol):
     def restarts(self) -> int:
         """Engines that were started after the first."""
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[TextDelta, None]:
-        """The deltas of all choices of one prompt; closing the iterator cancels."""
+    def generate(self, request: GenerateRequest) -> Deltas:
+        """The deltas of all choices of one prompt. Raises RequestFailed when it cannot be taken."""
 
     def registered(self) -> int:
         """Requests that are under way."""

@@ -88,6 +88,8 @@ def _too_deep_at(body: bytes) -> str | None:
 def _refuse(body: bytes, reason: str) -> NoReturn:
     found = _BYTE_OFFSET.search(reason)
     offset = len(body) if found is None else int(found[1])
+    if "trailing characters" in reason:
+        offset -= 1  # msgspec points behind the first of them
     before = body[:offset]
     line = before.count(b"\n") + 1
     column = offset - (before.rfind(b"\n") + 1) + 1

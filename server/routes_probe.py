@@ -52,7 +52,8 @@ class ProbeRoutes:
     async def ready(self, exchange: Exchange) -> None:
         """GET /ready: 200 while new work is welcome."""
         service = self.service
-        service.check_accepting()
+        if service.leaving:
+            raise unavailable("server_draining", "The server is shutting down.", 5)
         facts = service.facts()
         admission = service.admission
         room = facts.max_num_seqs + admission.max_queued * _READY_SHARE

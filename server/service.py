@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from quire.engine.messages import Ready
 from quire.engine.outputs import GenerateRequest
 from quire.engine.sampling_params import MAX_BAD_WORD_TOKENS
+from quire.engine.text_worker import TextWorker
 from quire.server.admission import Admission
 from quire.server.auth import KeyRing
 from quire.server.errors import ApiError, unavailable
@@ -50,14 +51,17 @@ class Service:
         defaults: SamplingDefaults | None,
         limits: Limits,
         clock: Callable[[], float],
+        worker: TextWorker | None,
     ) -> None:
         self.settings, self.engine, self.limits, self.clock = settings, engine, limits, clock
         self.models = tuple(settings.served_model_name) or (model_name(settings),)
         self.keys = KeyRing(settings.read_api_keys())
-        self.text = TextWork(tokenizer)
+        self.text = TextWork(tokenizer, worker)
         self.admission = Admission(limits, settings.max_num_queued_reqs, clock)
         view = EngineView(lambda: engine.statistics, lambda: engine.facts, lambda: engine.restarts)
         self.metrics = Metrics(settings.metrics_prefix, self.models[0], view, clock)
+        self.leaving = False
+        """Told to stop: balancers are to look elsewhere, and what comes is still taken."""
         self.draining = False
         self._eos = () if defaults is None else tuple(defaults.eos_token_ids)
         wanted = defaults is not None and settings.generation_config == "auto"
@@ -80,6 +84,8 @@ class Service:
             raise unavailable("server_draining", "The server is shutting down.", 5)
         if state == "loading":
             raise unavailable("model_loading", "The model is still loading.", 2)
+        if state == "failed":
+            raise unavailable("engine_failed", "The engine could not be started.", 30)
         if state != "ready":
             raise unavailable("engine_restarting", "The engine is being restarted.", 2)
 
@@ -136,7 +142,7 @@ class Service:
             raise ApiError("conflicting_parameters", text, "min_tokens")
         deadline = None
         if options.deadline_ms is not None:
-            deadline = asyncio.get_running_loop().time() + options.deadline_ms / 1000
+            deadline = time.monotonic() + options.deadline_ms / 1000
         return GenerateRequest(
             prompt_token_ids=ids,
             params=params,

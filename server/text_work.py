@@ -8,9 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from quire.engine.chat_template import ChatTemplateError
+from quire.engine.text_worker import EncodeChat, EncodeText, TextWorker, TextWorkTimeout
 from quire.server.errors import ApiError, quoted
 
 T = TypeVar("T")
+
+LARGE_CHARACTERS = 64 << 10
+"""Beyond, a prompt is tokenized in a process that can be killed."""
 
 
 class Tokenizer(Protocol):
@@ -45,14 +49,16 @@ class Tokenizer(Protocol):
 
 
 class TextWork:
-    """Runs the tokenizer's work in threads. `close` when the server ends."""
+    """Runs the tokenizer's work in threads, and what is large in `worker`. `close` when the server ends."""
 
-    def __init__(self, tokenizer: Tokenizer, threads: int = 2) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, worker: TextWorker | None = None, threads: int = 2) -> None:
+        self.tokenizer, self.worker = tokenizer, worker
         self._threads = ThreadPoolExecutor(threads, "quire-text")
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a prompt."""
+        """Token ids of a prompt. Raises prompt_too_slow."""
+        if self.worker is not None and len(text) > LARGE_CHARACTERS:
+            return await self._in_worker(EncodeText(text, add_special_tokens), "prompt")
         return await self._run(lambda: self.tokenizer.encode(text, add_special_tokens))
 
     async def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
@@ -64,11 +70,12 @@ class TextWork:
         if not self.tokenizer.has_chat_template:
             text = "This model has no chat template; use /v1/completions, or start the server with --chat-template."
             raise ApiError("chat_template_missing", text)
+        if self.worker is not None and sum(len(message["content"]) for message in messages) > LARGE_CHARACTERS:
+            return await self._in_worker(EncodeChat(messages, **options), "messages")
         try:
             return await self._run(lambda: self.tokenizer.encode_chat(messages, **options))
         except ChatTemplateError as error:
-            text = f"The chat template refuses these messages: {quoted(str(error))}"
-            raise ApiError("chat_template_error", text, "messages") from None
+            raise _template_refusal(str(error)) from None
 
     async def encode_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Bad words as token sequences: each at the start of a text and after a space."""
@@ -84,8 +91,24 @@ class TextWork:
         """End the threads; work that has not begun is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _in_worker(self, call: EncodeText | EncodeChat, param: str) -> list[int]:
+        worker = self.worker
+        assert worker is not None
+        try:
+            result = await self._run(lambda: worker.call(call))
+        except TextWorkTimeout:
+            text = "Tokenizing this prompt takes too long; split it, or send token ids to /v1/completions."
+            raise ApiError("prompt_too_slow", text, param) from None
+        if result.template_error is not None:
+            raise _template_refusal(result.template_error)
+        return result.token_ids
+
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _template_refusal(reason: str) -> ApiError:
+    return ApiError("chat_template_error", f"The chat template refuses these messages: {quoted(reason)}", "messages")
 
 
 def check_byte_bound(num_bytes: int, tokenizer: Tokenizer, max_model_len: int, param: str) -> None:

@@ -1,0 +1,35 @@
+"""What answers before the application exists: the port is open from the first moment, and says that a model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from quire.server.errors import unavailable
+from quire.server.exchange import JSON, Exchange, Receive, Scope, Send
+from quire.server.limits import Limits
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_ALIVE = ("/health", "/livez")
+
+
+class Gate:
+    """An ASGI app that hands everything to another one as soon as there is one."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._app: App | None = None
+
+    def open(self, app: App) -> None:
+        """From now on `app` answers."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 503 model_loading; the process is alive meanwhile, which /health says."""
+        if self._app is not None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            exchange = Exchange(scope, receive, send, self._limits)
+            if scope["path"].removeprefix(scope.get("root_path", "")) in _ALIVE:
+                await exchange.respond(200, b'{"status":"ok","engine":"loading","restarts":0}', JSON)
+            else:
+                await exchange.respond_error(unavailable("model_loading", "The model is still loading.", 2))

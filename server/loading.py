@@ -1,0 +1,101 @@
+"""From settings to what the answers need of a model: folder, tokenizer, defaults; and what is printed meanwhile."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from quire.engine.messages import Progress, Ready
+from quire.engine.model_folder import STARTER, GenerationDefaults, read_generation_config, resolve_model
+from quire.engine.models.architectures import read_model_config
+from quire.engine.tokenizer import Tokenizer
+from quire.server.settings import ServerSettings
+
+_GIB = 1 << 30
+_STAGES = {"weights": "Loading safetensors checkpoint", "warmup": "Warming up"}
+
+logger = logging.getLogger("quire.server")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What the HTTP process keeps of a model."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+
+
+def find_model(settings: ServerSettings, progress: LoadProgress) -> LoadedModel:
+    """Find or download the model and read its tokenizer. Blocks; raises ModelError."""
+    name = settings.model or "starter"
+    folder = STARTER if settings.model is None else _resolve(settings, settings.model, progress)
+    logger.info("Model %s", name)
+    config = read_model_config(folder, name)
+    defaults = read_generation_config(folder)
+    tokenizer = Tokenizer.from_folder(
+        folder if settings.tokenizer is None else _resolve(settings, settings.tokenizer, progress),
+        model_name=name,
+        model_vocab_size=config.vocab_size,
+        eos_token_ids=defaults.eos_token_ids or config.eos_token_ids,
+        chat_template=None if settings.chat_template is None else Path(settings.chat_template),
+        check_template=False,
+    )
+    return LoadedModel(folder, tokenizer, defaults)
+
+
+def _resolve(settings: ServerSettings, name_or_path: str, progress: LoadProgress) -> Path:
+    return resolve_model(
+        name_or_path, revision=settings.revision, download_dir=settings.download_dir, progress=progress.download
+    )
+
+
+class LoadProgress:
+    """A line on a terminal that says how far loading is; nothing where output is no terminal."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._shown = out.isatty()
+        self._open = False
+
+    def download(self, name: str, done: int, total: int) -> None:
+        """Bytes of one file."""
+        self._show(f"Downloading {name}: {_share(done, total)}")
+
+    def load(self, progress: Progress) -> None:
+        """What the engine says."""
+        self._show(f"{_STAGES.get(progress.stage, progress.stage)}: {_share(progress.done, progress.total)}")
+
+    def close(self) -> None:
+        """End the line."""
+        if self._open:
+            self._out.write("\n")
+            self._open = False
+
+    def _show(self, text: str) -> None:
+        if self._shown:
+            self._out.write(f"\r\x1b[K{text}")
+            self._out.flush()
+            self._open = True
+
+
+def start_lines(facts: Ready, seconds: float) -> Iterator[str]:
+    """What people want to know once the model is loaded, in vLLM's words where it has them."""
+    load = facts.seconds.get("weights", 0.0)
+    yield f"Model weights: {facts.weights_bytes / _GIB:.2f} GiB, loaded in {load:.2f} s ({facts.dtype}, {facts.device})"
+    blocks = f"{facts.num_blocks} blocks of {facts.block_size} tokens"
+    yield f"KV cache memory: {facts.kv_cache_bytes / _GIB:.2f} GiB, {blocks}"
+    tokens = facts.num_blocks * facts.block_size
+    yield f"KV cache size: {tokens:,} tokens"
+    yield (f"Maximum concurrency for {facts.max_model_len:,} tokens per request: {tokens / facts.max_model_len:.2f}x")
+    yield f"Kernels: {facts.kernels}"
+    parts = ", ".join(f"{name} {value:.2f} s" for name, value in facts.seconds.items())
+    yield f"Engine ready after {seconds:.2f} s ({parts})"
+    yield from facts.notes
+
+
+def _share(done: int, total: int) -> str:
+    return f"{100 * done // max(1, total)}%"
