@@ -82,7 +82,8 @@ class SampledRow(msgspec.Struct, frozen=True, array_like=True):
     logprobs: tuple[TokenLogprobs, ...] | None = None
     failure: Failure | None = None
     """Non-finite logits (`model_numerics`), no token left to choose (`no_valid_token`), or an exception in this row's
-    preparation (`internal_error`)."""
+    preparation (`internal_error`). Steps launched before the scheduler learns of it still name the row; their answers
+    for it are dropped, so a runner may give the same failure again, or anything."""
 
 
 class Sampled(msgspec.Struct, frozen=True, array_like=True):

@@ -179,6 +179,7 @@ class FakeRunner:
         assert len(row.token_ids) == len(contents), f"row {row_number} samples before it has caught up"
         failure = self._fails(step.step_id, row_number, row.request_id)
         if failure is not None:
+            row.token_ids.append(0)
             return SampledRow(row_number, (), failure=failure)
         num_output = len(row.token_ids) - row.num_prompt_tokens
         token_id = next_token(contents, row.choice, row.params, self.vocab_size, num_output)

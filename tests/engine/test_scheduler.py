@@ -1,0 +1,545 @@
+"""The scheduler, case by case; every step of every test is checked by the bench (tests/support/bench.py)."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+from support.bench import Bench
+from support.fake_runner import FakeRunner
+
+from quire.engine.block_pool import BlockPool
+from quire.engine.messages import Failure
+from quire.engine.prefix_cache import MAX_SHADOW_SECONDS
+from quire.engine.queues import MAX_PASSES, MAX_PREEMPTIONS
+from quire.engine.scheduler import LEASE_SECONDS, Scheduler, SchedulerConfig
+from quire.engine.sequence import Status
+from quire.engine.step import Sampled, Step
+
+DEPTHS = pytest.mark.parametrize("depth", [1, 2, 4])
+
+
+def prompt(length: int, first: int = 1) -> list[int]:
+    """`length` token ids that differ from those of another `first`."""
+    return [(first * 7 + position * position) % 50 for position in range(length)]
+
+
+class TestBudget:
+    def test_a_long_prompt_is_computed_in_chunks_of_the_budget(self) -> None:
+        bench = Bench(budget=10)
+        bench.add("a", prompt(25), max_tokens=2)
+        bench.run()
+        assert [step.num_tokens for step in bench.runner.log] == [10, 10, 5, 1]
+        bench.assert_expected()
+
+    def test_the_threshold_bounds_a_chunk_and_leaves_the_budget_to_others(self) -> None:
+        bench = Bench(budget=20, threshold=6)
+        bench.add("a", prompt(18, 1), max_tokens=1)
+        bench.add("b", prompt(5, 2), max_tokens=1)
+        bench.step()
+        assert [work.num_tokens for work in bench.runner.log[0].work] == [6, 5]
+
+    def test_decodes_come_first(self) -> None:
+        bench = Bench(budget=4)
+        bench.add("a", prompt(2, 1), max_tokens=20)
+        bench.add("b", prompt(2, 2), max_tokens=20)
+        bench.step()
+        bench.add("c", prompt(30, 3), max_tokens=20)
+        bench.step()
+        assert [work.num_tokens for work in bench.runner.log[-1].work] == [1, 1, 2]
+        bench.run()
+        bench.assert_expected()
+
+    def test_a_long_prompt_takes_at_most_half_while_others_wait(self) -> None:
+        bench = Bench(budget=16, max_model_len=128)
+        bench.add("long", prompt(100, 1), max_tokens=1)
+        bench.step()
+        assert bench.runner.log[-1].work[0].num_tokens == 16, "alone it may take all"
+        bench.add("short", prompt(6, 2), max_tokens=1)
+        rows = bench.step()
+        assert [work.num_tokens for work in bench.runner.log[-1].work] == [10, 6], "what the short one leaves is spent"
+        assert [row.request_id for row in rows] == ["short"]
+
+    def test_at_most_four_prompts_are_under_way(self) -> None:
+        bench = Bench(budget=64, num_blocks=256, max_model_len=128)
+        for number in range(8):
+            bench.add(str(number), prompt(100, number), max_tokens=1)
+        bench.step()
+        assert len(bench.runner.log[-1].work) == 4
+        assert bench.runner.log[-1].num_tokens == 64
+        bench.run()
+        bench.assert_expected()
+
+    def test_a_short_prompt_enters_beside_four_long_ones(self) -> None:
+        bench = Bench(budget=64, num_blocks=256, max_model_len=128)
+        for number in range(4):
+            bench.add(str(number), prompt(120, number), max_tokens=1)
+        bench.step()
+        bench.add("short", prompt(2, 9), max_tokens=1)
+        assert [row.request_id for row in bench.step()] == ["short"]
+
+    def test_no_more_rows_than_there_are(self) -> None:
+        bench = Bench(max_num_seqs=2)
+        for number in range(5):
+            bench.add(str(number), prompt(3, number), max_tokens=4)
+        bench.run()
+        assert max(len(step.work) for step in bench.runner.log) == 2
+        bench.assert_expected()
+
+
+class TestPrefixCache:
+    def test_a_herd_with_one_system_prompt_computes_it_once(self) -> None:
+        system = prompt(48)
+        bench = Bench(num_blocks=512, block_size=16, max_num_seqs=64, budget=256, max_model_len=80)
+        for number in range(64):
+            bench.add(str(number), [*system, number % 50, number // 50, 3], max_tokens=3)
+        bench.run()
+        assert sum(bench.runner.num_computed_tokens.values()) == 48 + 64 * (3 + 2)
+        bench.assert_expected()
+
+    @DEPTHS
+    def test_a_herd_waits_through_the_chunks_of_its_prefix(self, depth: int) -> None:
+        system = prompt(60)
+        bench = Bench(num_blocks=256, budget=8, depth=depth, max_model_len=80)
+        for number in range(8):
+            bench.add(str(number), [*system, number], max_tokens=1)
+        bench.run()
+        assert sum(bench.runner.num_computed_tokens.values()) == 60 + 8
+        bench.assert_expected()
+
+    def test_the_herd_goes_on_when_the_one_ahead_is_cancelled(self) -> None:
+        bench = Bench(budget=8)
+        for number in range(3):
+            bench.add(str(number), [*prompt(40), number], max_tokens=1)
+        bench.step()
+        bench.cancel("0")
+        bench.run()
+        assert bench.answers["0", 0].reason == "aborted"
+        assert bench.answers["1", 0].token_ids == bench.expected["1", 0][0]
+
+    def test_waiting_for_the_prefix_of_another_is_bounded(self) -> None:
+        bench = Bench(threshold=1)
+        for name in ("a", "b"):
+            bench.add(name, prompt(40), max_tokens=1)
+            bench.step()
+        assert len(bench.runner.rows) == 1
+        bench.now += MAX_SHADOW_SECONDS
+        bench.step()
+        assert len(bench.runner.rows) == 2
+        bench.run()
+        bench.assert_expected()
+
+    def test_a_hit_leaves_the_last_token_to_compute(self) -> None:
+        bench = Bench(block_size=4)
+        for name in ("a", "b"):
+            bench.add(name, prompt(8), max_tokens=1)
+            bench.run()
+        assert bench.runner.num_computed_tokens == {"a": 8, "b": 4}
+        assert bench.answers["b", 0].rows[0].num_cached_tokens == 4
+        statistics = bench.core.statistics()
+        assert (statistics.prefix_cache_queries, statistics.prefix_cache_hits) == (8, 4)
+        assert (statistics.num_prompt_tokens, statistics.num_cached_tokens) == (16, 4)
+
+    def test_generated_blocks_are_found_by_the_next_turn(self) -> None:
+        bench = Bench(block_size=4)
+        bench.add("a", prompt(6), max_tokens=10)
+        bench.run()
+        turn = prompt(6) + bench.answers["a", 0].token_ids
+        bench.add("b", [*turn, 1, 2], max_tokens=3)
+        bench.run()
+        assert bench.answers["b", 0].rows[0].num_cached_tokens == 12, "15 of 16 tokens were computed"
+        bench.assert_expected()
+
+    def test_salt_separates_tenants(self) -> None:
+        bench = Bench()
+        for number, salt in enumerate([b"x", b"y", b"x"]):
+            bench.add(str(number), prompt(17), salt=salt, max_tokens=4)
+            bench.run()
+        assert [bench.answers[str(number), 0].rows[0].num_cached_tokens for number in range(3)] == [0, 0, 16]
+        bench.assert_expected()
+
+    @DEPTHS
+    def test_no_wrong_token_with_hashes_of_six_bits(self, depth: int) -> None:
+        bench = Bench(num_blocks=200, hash_bits=6, block_size=2, depth=depth)
+        for number in range(40):
+            bench.add(
+                str(number), prompt(8, number % 5) + prompt(6, number % 3), salt=(b"a", b"b")[number % 2], max_tokens=6
+            )
+        bench.run()
+        bench.assert_expected()
+
+    def test_prompt_logprobs_compute_every_position_and_publish(self) -> None:
+        bench = Bench(block_size=4, budget=7)
+        bench.add("a", prompt(17), max_tokens=1)
+        bench.run()
+        bench.add("b", prompt(17), max_tokens=2, prompt_logprobs=0)
+        bench.run()
+        assert bench.runner.num_computed_tokens["b"] == 17 + 1
+        first, second = bench.answers["b", 0].rows
+        assert second.prompt_logprobs is None
+        assert first.prompt_logprobs is not None
+        assert first.prompt_logprobs[0] is None
+        assert [entry.token_id for entry in first.prompt_logprobs[1:] if entry] == prompt(17)[1:]
+        bench.assert_expected()
+
+    def test_prompt_logprobs_of_a_choice_that_was_preempted_are_whole(self) -> None:
+        bench = Bench(budget=7, depth=2)
+        bench.add("old", prompt(3, 2), max_tokens=20)
+        bench.add("a", prompt(17), max_tokens=2, prompt_logprobs=0, n=2)
+        bench.step()
+        bench.step()
+        bench.scheduler._preempt_someone()
+        bench.run()
+        rows = [row for row in bench.answers["a", 0].rows if row.prompt_logprobs is not None]
+        assert len(rows) == 1
+        assert [entry.token_id for entry in rows[0].prompt_logprobs[1:]] == prompt(17)[1:]
+        assert all(row.prompt_logprobs is None for row in bench.answers["a", 1].rows)
+        bench.assert_expected()
+
+
+class TestForks:
+    @DEPTHS
+    @pytest.mark.parametrize("length", [15, 16, 17])
+    def test_eight_choices_share_the_blocks_of_their_prompt(self, depth: int, length: int) -> None:
+        bench = Bench(block_size=4, depth=depth)
+        bench.add("a", prompt(length), n=8, max_tokens=6)
+        while not all(bench.answers["a", choice].token_ids for choice in range(8)):
+            bench.step()
+        tables = [sequence.block_table for sequence in bench.sequences(Status.RUNNING)]
+        assert len(tables) == 8
+        assert len({tuple(table[: length // 4]) for table in tables}) == 1
+        assert sum(len(step.block_copies) for step in bench.runner.log) <= 7
+        bench.run()
+        assert bench.runner.num_computed_tokens["a"] == length + 8 * 5
+        assert sum(len(step.block_copies) for step in bench.runner.log) == (7 if length % 4 else 0)
+        bench.assert_expected()
+
+    @DEPTHS
+    @pytest.mark.parametrize("caching", [True, False])
+    def test_choices_without_a_row_are_queued(self, depth: int, caching: bool) -> None:
+        bench = Bench(max_num_seqs=3, depth=depth, caching=caching)
+        bench.add("a", prompt(13), n=8, max_tokens=5)
+        bench.run()
+        bench.assert_expected()
+
+    @DEPTHS
+    def test_choices_without_a_block_are_queued(self, depth: int) -> None:
+        bench = Bench(num_blocks=None, block_size=8, max_model_len=32, depth=depth)
+        bench.add("a", prompt(29), n=4, max_tokens=3)
+        bench.run()
+        bench.assert_expected()
+
+    @DEPTHS
+    @pytest.mark.parametrize("max_tokens", [0, 1])
+    def test_choices_that_end_with_their_prompt(self, depth: int, max_tokens: int) -> None:
+        bench = Bench(depth=depth)
+        bench.add("a", prompt(6), n=3, max_tokens=max_tokens)
+        bench.run()
+        assert bench.runner.num_computed_tokens["a"] == 6
+        bench.assert_expected()
+
+    @DEPTHS
+    @pytest.mark.parametrize("after", range(6))
+    @pytest.mark.parametrize("choice", [0, 1, None])
+    def test_a_choice_that_is_cancelled_leaves_the_others_alone(
+        self, depth: int, after: int, choice: int | None
+    ) -> None:
+        bench = Bench(depth=depth, budget=6)
+        bench.add("a", prompt(10), n=3, max_tokens=4)
+        for _ in range(after):
+            bench.step()
+        bench.cancel("a", choice)
+        bench.cancel("a", choice)
+        bench.run()
+        for number in range(3):
+            answer = bench.answers["a", number]
+            if number == choice or choice is None:
+                assert answer.reason in ("aborted", "length")
+            else:
+                assert (answer.token_ids, answer.reason) == bench.expected["a", number]
+
+    @DEPTHS
+    def test_one_failing_choice_ends_its_request_and_no_other(self, depth: int) -> None:
+        failure = Failure("model_numerics", "not finite")
+        bench = Bench(
+            depth=depth,
+            fails=lambda step_id, row, request_id: failure if request_id == "a" and step_id == 4 and row == 1 else None,
+        )
+        bench.add("a", prompt(10), n=3, max_tokens=9)
+        bench.add("b", prompt(11), max_tokens=9)
+        bench.run()
+        assert {bench.answers["a", choice].reason for choice in range(3)} == {"error"}
+        assert bench.answers["b", 0].token_ids == bench.expected["b", 0][0]
+
+
+class TestPreemption:
+    @DEPTHS
+    @pytest.mark.parametrize("block_size", [1, 4, 16])
+    def test_a_pool_little_larger_than_the_largest_request_makes_progress(self, depth: int, block_size: int) -> None:
+        bench = Bench(num_blocks=-(-64 * 105 // 100 // block_size), block_size=block_size, depth=depth, budget=32)
+        for number in range(12):
+            bench.add(str(number), prompt(4 + number, number), max_tokens=50 - number)
+        bench.run()
+        assert bench.core.statistics().num_preemptions > 0
+        bench.assert_expected()
+
+    def test_nobody_is_preempted_more_than_three_times(self) -> None:
+        bench = Bench(num_blocks=17, depth=2)
+        most = 0
+        for number in range(30):
+            bench.add(str(number), prompt(4, number), max_tokens=40)
+        while bench.core.has_work():
+            bench.step()
+            most = max([most, *(s.num_preemptions for s in bench.sequences(*Status))])
+        assert most == MAX_PREEMPTIONS
+        bench.assert_expected()
+
+    @DEPTHS
+    @pytest.mark.parametrize("after", range(1, 12))
+    def test_a_forced_preemption_at_any_step_changes_no_token(self, depth: int, after: int) -> None:
+        bench = Bench(depth=depth, budget=8)
+        bench.add("old", prompt(3, 1), max_tokens=12)
+        bench.add("young", prompt(13, 2), n=2, max_tokens=6, logprobs=0)
+        for _ in range(after):
+            bench.step()
+        bench.scheduler._preempt_someone()
+        bench.run()
+        bench.assert_expected()
+        for choice in range(2):
+            rows = bench.answers["young", choice].rows
+            assert sum(len(row.logprobs or ()) for row in rows) == 6
+
+    def test_the_same_prompt_after_a_preemption_hits_its_own_blocks(self) -> None:
+        bench = Bench()
+        bench.add("old", prompt(3, 1), max_tokens=30)
+        bench.add("young", prompt(21, 2), max_tokens=4)
+        bench.step()
+        bench.step()
+        bench.scheduler._preempt_someone()
+        bench.run()
+        assert bench.runner.num_computed_tokens["young"] == 21 + 3 + 2, "one partial block again"
+        assert bench.answers["young", 0].rows[0].num_cached_tokens == 0
+
+
+class TestQueue:
+    def test_the_head_is_passed_a_bounded_number_of_times(self) -> None:
+        bench = Bench(num_blocks=20, max_num_seqs=16, budget=256, max_model_len=80)
+        bench.add("running", prompt(20, 1), max_tokens=45)
+        bench.step()
+        bench.add("large", prompt(75, 2), max_tokens=1)
+        for number in range(12):
+            bench.add(str(number), prompt(2, number), max_tokens=1)
+            bench.step()
+        assert sum(bench.answers[str(number), 0].reason is not None for number in range(12)) == MAX_PASSES
+        bench.run()
+        bench.assert_expected()
+
+    def test_the_head_is_passed_for_a_bounded_time(self) -> None:
+        bench = Bench(num_blocks=20, budget=256, max_model_len=80)
+        bench.add("running", prompt(20, 1), max_tokens=45)
+        bench.step()
+        bench.add("large", prompt(75, 2), max_tokens=1)
+        bench.step()
+        bench.now += 2
+        bench.add("small", prompt(2, 3), max_tokens=1)
+        assert {row.request_id for row in bench.step()} == {"running"}
+
+    def test_priority_goes_before_arrival(self) -> None:
+        bench = Bench(max_num_seqs=1, policy="priority")
+        for name, priority in (("c", 5), ("a", -1), ("b", 0)):
+            bench.add(name, prompt(4), priority=priority, max_tokens=2)
+        ends: list[str] = []
+        while bench.core.has_work():
+            ends += [row.request_id for row in bench.step() if row.finish_reason]
+        assert ends == ["a", "b", "c"]
+
+    def test_priority_decides_who_is_preempted(self) -> None:
+        bench = Bench(num_blocks=16, policy="priority")
+        bench.add("low", prompt(20, 1), priority=1, max_tokens=30)
+        bench.add("high", prompt(20, 2), priority=0, max_tokens=30)
+        while not bench.core.statistics().num_preemptions:
+            bench.step()
+        assert [s.group.request_id for s in bench.sequences(Status.PREEMPTED)] == ["low"]
+        bench.run()
+        bench.assert_expected()
+
+    def test_a_policy_that_is_not_built_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="fcfs or priority, found 'fair'"):
+            Bench(policy="fair")
+
+    def test_the_time_in_the_queue_is_told_once(self) -> None:
+        bench = Bench(max_num_seqs=1)
+        bench.add("a", prompt(4), max_tokens=3)
+        bench.add("b", prompt(4), max_tokens=2)
+        bench.run()
+        assert [row.queue_seconds for row in bench.answers["b", 0].rows] == [pytest.approx(0.03), 0.0]
+
+
+class TestEnds:
+    def test_a_stop_token_ends_only_after_min_tokens(self) -> None:
+        stops = tuple(range(25))
+        bench = Bench()
+        bench.add("a", prompt(4), max_tokens=40, stop_token_ids=stops)
+        bench.add("b", prompt(4), max_tokens=40, stop_token_ids=stops, min_tokens=9)
+        bench.run()
+        bench.assert_expected()
+        assert bench.answers["a", 0].reason == "stop"
+        assert len(bench.answers["b", 0].token_ids) > 9
+
+    @DEPTHS
+    @pytest.mark.parametrize("length", [61, 62, 63])
+    def test_the_context_ends_a_sequence(self, depth: int, length: int) -> None:
+        bench = Bench(max_model_len=64, num_blocks=None, depth=depth)
+        bench.add("a", prompt(length), max_tokens=40)
+        bench.run()
+        assert len(bench.answers["a", 0].token_ids) == 64 - length
+        bench.assert_expected()
+
+    @pytest.mark.parametrize(("length", "max_tokens"), [(0, 1), (64, 1), (65, 0)])
+    def test_a_prompt_that_does_not_fit_is_refused(self, length: int, max_tokens: int) -> None:
+        bench = Bench(max_model_len=64)
+        bench.add("a", prompt(length), max_tokens=max_tokens, n=2)
+        bench.run()
+        for choice in range(2):
+            assert bench.answers["a", choice].reason == "error"
+            failure = bench.answers["a", choice].rows[0].failure
+            assert failure is not None
+            assert (failure.code, failure.status) == ("context_length_exceeded", 400)
+        assert bench.runner.log == []
+
+    def test_a_prompt_as_long_as_the_context_is_computed_when_nothing_is_sampled(self) -> None:
+        bench = Bench(max_model_len=64, budget=50)
+        bench.add("a", prompt(64), max_tokens=0, prompt_logprobs=0)
+        bench.run()
+        (row,) = bench.answers["a", 0].rows
+        assert (row.token_ids, row.finish_reason) == (b"", "length")
+        assert len(row.prompt_logprobs or ()) == 64
+
+    @pytest.mark.parametrize(
+        ("reason", "end"),
+        [("client_gone", "aborted"), ("drain", "aborted"), ("stop_string", "stop"), ("deadline", "timeout")],
+    )
+    def test_the_reason_of_a_cancel_names_the_end(self, reason: str, end: str) -> None:
+        bench = Bench()
+        bench.add("a", prompt(4), max_tokens=9)
+        bench.step()
+        bench.cancel("a", None, reason)  # type: ignore[arg-type]
+        bench.run()
+        assert bench.answers["a", 0].reason == end
+
+    @DEPTHS
+    def test_add_finish_and_cancel_in_all_orders(self, depth: int) -> None:
+        """F19: cancels before the request, in flight, twice, after the end, and of ids that nobody knows."""
+        for order in permutations(["cancel", "cancel", "add", "step", "step", "cancel unknown"]):
+            bench = Bench(depth=depth)
+            for event in order:
+                if event == "add":
+                    bench.add("a", prompt(4), max_tokens=2, n=2)
+                elif event == "step":
+                    bench.step()
+                else:
+                    bench.cancel("a" if event == "cancel" else "b")
+            bench.run()
+            assert bench.answers["a", 0].reason in ("aborted", "length")
+
+    def test_a_repeated_add_is_ignored(self) -> None:
+        bench = Bench()
+        bench.add("a", prompt(4), max_tokens=3)
+        bench.step()
+        bench.core.add(bench.adds["a"], bench.now)
+        bench.run()
+        bench.assert_expected()
+
+    def test_requests_that_nobody_names_end_after_the_lease(self) -> None:
+        bench = Bench(max_model_len=64)
+        for name in ("kept", "lost", "back"):
+            bench.add(name, prompt(4), max_tokens=60)
+        bench.live("kept")
+        bench.now += LEASE_SECONDS - 1
+        bench.live("kept", "back")
+        bench.step()
+        assert bench.answers["lost", 0].reason is None
+        bench.now += 1
+        bench.live("kept")
+        bench.step()
+        assert bench.answers["lost", 0].reason == "aborted"
+        bench.run()
+        assert bench.answers["kept", 0].reason == bench.answers["back", 0].reason == "length"
+
+    @DEPTHS
+    def test_a_failed_row_ends_its_request_and_its_blocks_cannot_be_found(self, depth: int) -> None:
+        failure = Failure("model_numerics", "not finite")
+        bench = Bench(
+            depth=depth, fails=lambda step_id, row, request_id: failure if request_id == "a" and step_id > 3 else None
+        )
+        bench.add("a", prompt(17, 1), max_tokens=9)
+        bench.add("b", prompt(17, 2), max_tokens=9)
+        bench.run()
+        assert bench.answers["a", 0].rows[-1].failure == failure
+        assert bench.answers["b", 0].token_ids == bench.expected["b", 0][0]
+        computed = dict(bench.runner.num_computed_tokens)
+        for name, first in (("a2", 1), ("b2", 2)):
+            bench.add(name, prompt(17, first), max_tokens=1)
+        bench.run()
+        assert computed.keys() == {"a", "b"}
+        assert bench.runner.num_computed_tokens["a2"] == 17
+        assert bench.runner.num_computed_tokens["b2"] == 1
+
+
+class TestTheBenchItself:
+    """A bench that cannot fail proves nothing."""
+
+    def test_a_wrong_block_id_is_caught(self) -> None:
+        bench = Bench(table=lambda row, block_ids: block_ids if row == 0 else (stolen, *block_ids[1:]))
+        bench.add("a", prompt(9, 1), max_tokens=4)
+        bench.step()
+        stolen = bench.sequences(Status.RUNNING)[0].block_table[1]
+        bench.add("b", prompt(9, 2), max_tokens=4)
+        with pytest.raises(AssertionError, match="I16"):
+            bench.run()
+
+    def test_a_missing_copy_is_caught(self) -> None:
+        class Forgetful(FakeRunner):
+            def forward(self, step: Step) -> None:
+                super().forward(Step(step.step_id, step.work, step.new_rows, (), step.released_rows))
+
+        bench = Bench(runner=Forgetful)
+        bench.add("a", prompt(9), n=2, max_tokens=4)
+        with pytest.raises(AssertionError, match="I16"):
+            bench.run()
+
+    def test_a_block_that_is_published_too_early_is_caught(self) -> None:
+        bench = Bench(depth=2, num_blocks=64, budget=8)
+        bench.add("a", prompt(20), max_tokens=4)
+        bench.step()
+        sequence = bench.sequences(Status.RUNNING)[0]
+        sequence.num_computed_tokens = 8
+        bench.scheduler.cache.publish(sequence)
+        with pytest.raises(AssertionError, match="I4"):
+            bench.check()
+
+    def test_a_forgotten_release_is_caught(self) -> None:
+        bench = Bench()
+        bench.add("a", prompt(9), max_tokens=4)
+        bench.step()
+        bench.pool.share([bench.sequences(Status.RUNNING)[0].block_table[0]])
+        with pytest.raises(AssertionError, match="I2"):
+            bench.step()
+
+
+def test_a_context_larger_than_the_pool_is_refused() -> None:
+    config = SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=8, max_model_len=65)
+    with pytest.raises(ValueError, match="max_model_len 65 tokens does not fit into 16 blocks of 4"):
+        Scheduler(config, BlockPool(16, 4))
+
+
+def test_a_result_of_another_step_is_refused() -> None:
+    bench = Bench()
+    bench.add("a", prompt(4), max_tokens=4)
+    step = bench.scheduler.schedule(0.0)
+    assert step is not None
+    bench.runner.forward(step)
+    sampled = bench.runner.collect()
+    for other in (Sampled(2, sampled.rows), Sampled(1, ())):
+        with pytest.raises(ValueError, match="expected step 1 with rows"):
+            bench.scheduler.apply(other)
