@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import errors, snapshot_download
 from tqdm import tqdm
 
 from quire.engine.errors import ModelError
 
+if TYPE_CHECKING:
+    Bar = tqdm[Any]
+else:
+    Bar = tqdm
+
 DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 """What is fetched from the hub; never code, never pickles."""
+LEFT_OUT = ("*/*", "consolidated*.safetensors")
+"""Folders (other formats of the same weights), and a second copy of them that some models have."""
 
 
 def download(
@@ -27,7 +34,12 @@ def download(
     bar = type("Bar", (_ProgressBar,), {"report": staticmethod(partial(progress, name))})
     try:
         folder = snapshot_download(
-            name, revision=revision, cache_dir=download_dir, allow_patterns=list(DOWNLOADED), tqdm_class=bar
+            name,
+            revision=revision,
+            cache_dir=download_dir,
+            allow_patterns=list(DOWNLOADED),
+            ignore_patterns=list(LEFT_OUT),
+            tqdm_class=bar,
         )
     except errors.GatedRepoError:
         why, fix = "the hub wants an agreement for it", "accept it on the model's page and set HF_TOKEN"
@@ -45,7 +57,7 @@ def download(
     raise ModelError(name, "download failed", "config.json", why, fix)
 
 
-class _ProgressBar(tqdm[Any]):
+class _ProgressBar(Bar):
     """What the hub's library takes for a bar: tells `report` (bytes done, bytes in all), draws nothing."""
 
     report: Callable[[int, int], None]
