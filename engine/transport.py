@@ -14,7 +14,7 @@ import asyncio
 import select
 import socket
 import time
-from typing import Protocol
+from typing import Protocol, cast
 
 from quire.engine.frames import (
     FrameReader,
@@ -197,9 +197,9 @@ class SocketHttpTransport(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's call: the socket is ours."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(handshake())
+        # uvloop's transports have the methods of asyncio.Transport without being one.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(handshake())
 
     def data_received(self, data: bytes) -> None:
         """asyncio's call: bytes came."""
