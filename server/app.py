@@ -37,7 +37,7 @@ def create_app(
 ) -> FastAPI:
     """The application that serves one model. `app.state.service` is what its routes share.
 
-    `defaults` are the model's own sampling defaults and EOS ids; `clock` gives monotonic seconds; `worker` tokenizes
+    `defaults` are the model's own sampling defaults; `clock` gives monotonic seconds; `worker` tokenizes
     what is large, in a process that can be killed. Nothing is started here and nothing ends with the app: engine,
     tokenizer and worker belong to the caller.
     """

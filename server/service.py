@@ -32,7 +32,6 @@ DEFAULTS_TAKEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"
 class SamplingDefaults(Protocol):
     """What the routes need of `quire.engine.model_folder.GenerationDefaults`: None where the model says nothing."""
 
-    eos_token_ids: tuple[int, ...]
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -63,7 +62,7 @@ class Service:
         self.leaving = False
         """Told to stop: balancers are to look elsewhere, and what comes is still taken."""
         self.draining = False
-        self._eos = () if defaults is None else tuple(defaults.eos_token_ids)
+        self._eos = tuple(sorted(tokenizer.eos_token_ids))
         wanted = defaults is not None and settings.generation_config == "auto"
         self._defaults: dict[str, Any] = {
             name: value for name in DEFAULTS_TAKEN if wanted and (value := getattr(defaults, name)) is not None

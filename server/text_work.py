@@ -22,6 +22,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     max_token_bytes: int
+    eos_token_ids: frozenset[int]
 
     @property
     def has_chat_template(self) -> bool:

@@ -1,7 +1,7 @@
 """An engine and a tokenizer for tests of the HTTP side: no process, no model, answers that a test writes down.
 
-`StubTokenizer` has one token per byte (id = byte), and three special ones from 256 on. `StubEngine` answers each request
-with a script of deltas; by default it echoes the prompt's last `max_tokens` bytes, one token a delta.
+`StubTokenizer` has one token per byte (id = byte), and three special ones from 256 on. `StubEngine` answers each
+request with a script of deltas; by default it echoes the prompt's end, at most `max_tokens` bytes, one token a delta.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class StubTokenizer:
     vocab_size = VOCAB
     max_token_bytes = len(SPECIAL[256])
     has_chat_template = True
+    eos_token_ids = frozenset({257})
 
     def __init__(self) -> None:
         self.chats: list[dict[str, Any]] = []
