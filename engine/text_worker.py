@@ -29,6 +29,10 @@ CALL_SECONDS = 2.0
 START_SECONDS = 20.0
 WORKER_MEMORY_BYTES = 1 << 30
 _LENGTH = struct.Struct("<I")
+_TRIAL_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 class TextWorkTimeout(Exception):
@@ -40,6 +44,7 @@ class TrialRender(msgspec.Struct, frozen=True, tag=True):
 
     source: str
     special_tokens: dict[str, str]
+    with_tools: bool = False
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -133,7 +138,7 @@ def check_templates(files: TokenizerFiles, model_name: str, seconds: float = CAL
     try:
         for name, source in files.templates.items():
             try:
-                result = worker.call(TrialRender(source, files.special_tokens), seconds)
+                result = worker.call(TrialRender(source, files.special_tokens, with_tools=name == "tool_use"), seconds)
             except TextWorkTimeout as error:
                 why = f"a trial render was killed: {error}"
             else:
@@ -198,7 +203,10 @@ def _answer(call: Call, tokenizer: Any) -> Result:
     try:
         match call:
             case TrialRender():
-                ChatTemplate(call.source, call.special_tokens).render([{"role": "user", "content": "Hello"}])
+                template = ChatTemplate(call.source, call.special_tokens)
+                template.render(
+                    [{"role": "user", "content": "Hello"}], tools=[_TRIAL_TOOL] if call.with_tools else None
+                )
                 return Result()
             case EncodeText():
                 return Result(tokenizer.encode(call.text, call.add_special_tokens))

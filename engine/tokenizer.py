@@ -11,6 +11,7 @@ encoded with the original text back in place and special tokens switched off. Ev
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Tokenizer:
     def __init__(self, files: TokenizerFiles, *, model_name: str, eos_token_ids: Iterable[int] = ()) -> None:
         self.files = files
         self.model_name = model_name
-        self._backend = Backend.from_str(files.json)
+        self._backend = self._new_backend()
         self._text_only: Backend | None = None
         self._space_at_start = False
         added = self._backend.get_added_tokens_decoder()
@@ -44,7 +45,7 @@ class Tokenizer:
         self.special_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
         """Text to id of every token that is special: the control tokens of the model."""
         try:
-            self.vocabulary = Vocabulary(tokens, self.special_tokens.values(), files.decoder)
+            self.vocabulary = Vocabulary(tokens, self.special_tokens.values(), _state(self._backend.decoder))
         except UnknownDecoder as error:
             fix = "byte-level and sentencepiece-style tokenizers are supported"
             raise ModelError(model_name, "the tokenizer is unknown", "tokenizer.json", str(error), fix) from error
@@ -84,7 +85,6 @@ class Tokenizer:
         if chat_template is not None:
             files = TokenizerFiles(
                 files.json,
-                files.decoder,
                 files.special_tokens,
                 {"default": _read_template(chat_template, name)},
                 chat_template.name,
@@ -189,13 +189,24 @@ class Tokenizer:
 
     def _make_text_only(self) -> Backend:
         """A second tokenizer that knows no special tokens; made at first need."""
-        backend = Backend.from_str(self.files.json)
+        backend = self._new_backend()
         backend.encode_special_tokens = True
         some = next(iter(self.special_tokens))
         after_special = self._backend.encode(some + "a", add_special_tokens=False).ids[1:]
         self._space_at_start = after_special != self._backend.encode("a", add_special_tokens=False).ids
         """Whether a text's first piece is encoded unlike the same piece after a special token (sentencepiece)."""
         self._text_only = backend
+        return backend
+
+    def _new_backend(self) -> Backend:
+        try:
+            backend = Backend.from_str(self.files.json)
+        except Exception as error:  # the library raises nothing more exact
+            fix = "fetch the file again; it must be a tokenizer.json of the tokenizers library"
+            why = str(error)[:200]
+            raise ModelError(self.model_name, "the tokenizer is corrupt", "tokenizer.json", why, fix) from error
+        backend.no_truncation()
+        backend.no_padding()
         return backend
 
     def _named_id(self, name: str) -> int | None:
@@ -218,6 +229,12 @@ def _read_template(path: Path, model_name: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         fix = "name a readable UTF-8 file with --chat-template"
         raise ModelError(model_name, "the chat template cannot be read", path.name, str(error), fix) from error
+
+
+def _state(decoder: Any) -> Mapping[str, Any] | None:
+    """The decoder's entry in tokenizer.json."""
+    state: Mapping[str, Any] | None = None if decoder is None else json.loads(decoder.__getstate__())
+    return state
 
 
 def _encodable(text: str) -> str:

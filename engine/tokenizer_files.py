@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer as Backend
-from tokenizers.processors import TemplateProcessing
 
 from quire.engine.errors import ModelError
 
@@ -22,8 +20,7 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
     """What tokenizer.json, tokenizer_config.json and the template files say."""
 
     json: str
-    """tokenizer.json, its post-processor adapted to add_bos_token and add_eos_token."""
-    decoder: dict[str, Any] | None
+    """tokenizer.json. Its post-processor decides what encoding adds; add_bos_token is read by nobody any more."""
     special_tokens: dict[str, str]
     """bos_token, eos_token, ... by name."""
     templates: dict[str, str]
@@ -33,7 +30,7 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
 
 
 def read_tokenizer_files(folder: Path, model_name: str) -> TokenizerFiles:
-    """Raises ModelError when tokenizer.json is missing or broken, or a configuration file is no JSON object."""
+    """Raises ModelError when tokenizer.json is missing or a configuration file is no JSON object."""
     data = _read(folder / "tokenizer.json", model_name, MAX_TOKENIZER_BYTES)
     if data is None:
         fix = "copy tokenizer.json into the folder (transformers' save_pretrained of a fast tokenizer writes it)"
@@ -42,16 +39,8 @@ def read_tokenizer_files(folder: Path, model_name: str) -> TokenizerFiles:
     special_tokens = _special_tokens(_read_object(folder / "special_tokens_map.json", model_name)) | _special_tokens(
         config
     )
-    try:
-        backend = Backend.from_str(data.decode())
-        document = json.loads(data)
-        if "add_bos_token" in config or "add_eos_token" in config:
-            _set_bos_and_eos(backend, special_tokens, config)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        fix = "fetch the file again; it must be a tokenizer.json of the tokenizers library"
-        raise ModelError(model_name, "the tokenizer is corrupt", "tokenizer.json", str(error)[:200], fix) from error
     templates, template_file = _templates(folder, model_name, config)
-    return TokenizerFiles(backend.to_str(), document.get("decoder"), special_tokens, templates, template_file)
+    return TokenizerFiles(data.decode(errors="replace"), special_tokens, templates, template_file)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -62,19 +51,6 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(content, str):
             found[name] = content
     return found
-
-
-def _set_bos_and_eos(backend: Backend, special_tokens: Mapping[str, str], config: Mapping[str, Any]) -> None:
-    """What `encode(text, add_special_tokens=True)` adds: as the configuration says, not as tokenizer.json does."""
-    ends = []
-    for flag, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        token = special_tokens.get(name)
-        token_id = backend.token_to_id(token) if config.get(flag) and token is not None else None
-        ends.append((token, token_id) if token is not None and token_id is not None else None)
-    bos, eos = ends
-    text = [f"{bos[0]}:0"] if bos else []
-    single = [*text, "$A:0", *([f"{eos[0]}:0"] if eos else [])]
-    backend.post_processor = TemplateProcessing(single=single, special_tokens=[end for end in ends if end])
 
 
 def _templates(folder: Path, model_name: str, config: Mapping[str, Any]) -> tuple[dict[str, str], str]:
