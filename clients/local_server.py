@@ -75,8 +75,9 @@ class LocalServer:
 
     def _last_words(self) -> str:
         self._output.seek(0)
-        lines = self._output.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+        lines = self._output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return (errors or lines)[-1]
 
 
 def _free_port() -> int:
