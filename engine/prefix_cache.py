@@ -15,7 +15,7 @@ class PrefixCache:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._claims: dict[int, Sequence] = {}
+        self._claims: dict[bytes, Sequence] = {}
         """Hash of a prompt block that cannot be found yet -> the running sequence that computes it."""
 
     def readable_keys(self, sequence: Sequence) -> list[BlockKey]:

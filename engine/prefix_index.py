@@ -31,6 +31,9 @@ def _field(tag: int, data: bytes) -> bytes:
     return _HEADER.pack(tag, len(data)) + data
 
 
+_NO_EMBEDDINGS = _field(_EMBEDDINGS, b"")
+
+
 @lru_cache(maxsize=1024)
 def _scope_fields(scope: Scope) -> bytes:
     return (
@@ -45,7 +48,7 @@ class BlockKey:
 
     __slots__ = ("hash", "parent", "scope", "token_ids")
 
-    def __init__(self, hash: int, parent: BlockKey | None, token_ids: bytes, scope: Scope) -> None:
+    def __init__(self, hash: bytes, parent: BlockKey | None, token_ids: bytes, scope: Scope) -> None:
         self.hash, self.parent, self.token_ids, self.scope = hash, parent, token_ids, scope
 
     def same_prefix(self, other: BlockKey) -> bool:
@@ -66,9 +69,10 @@ class PrefixIndex:
     """
 
     def __init__(self, secret: bytes = b"", hash_bits: int = 128) -> None:
-        self._secret = secret
+        self._keyed = blake2b(digest_size=16, key=secret, person=b"quire block")
         self._mask = (1 << hash_bits) - 1
-        self._blocks: dict[int, tuple[BlockKey, int]] = {}
+        self._cuts = hash_bits < 128
+        self._blocks: dict[bytes, tuple[BlockKey, int]] = {}
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -80,19 +84,25 @@ class PrefixIndex:
         """
         ids = array("i", token_ids).tobytes()
         encoded = (
-            _field(_PARENT, b"" if parent is None else parent.hash.to_bytes(16, "little"))
+            _field(_PARENT, b"" if parent is None else parent.hash)
             + _field(_TOKEN_IDS, ids)
-            + _field(_EMBEDDINGS, embeddings)
+            + (_field(_EMBEDDINGS, embeddings) if embeddings else _NO_EMBEDDINGS)
             + _scope_fields(scope)
         )
-        digest = blake2b(encoded, digest_size=16, key=self._secret, person=b"quire block").digest()
-        return BlockKey(int.from_bytes(digest, "little") & self._mask, parent, ids, scope)
+        state = self._keyed.copy()
+        state.update(encoded)
+        digest = state.digest()
+        if self._cuts:
+            digest = (int.from_bytes(digest, "little") & self._mask).to_bytes(16, "little")
+        return BlockKey(digest, parent, ids, scope)
 
     def find(self, key: BlockKey) -> int | None:
         """The block that holds exactly this prefix, or None."""
         entry = self._blocks.get(key.hash)
         if entry is None or not entry[0].same_prefix(key):
             return None
+        # From now on both chains have this ancestor in common, so the next block's comparison ends here.
+        key.parent = entry[0].parent
         return entry[1]
 
     def put(self, key: BlockKey, block_id: int) -> bool:
@@ -103,7 +113,7 @@ class PrefixIndex:
         """Forget the holder of `key`; KeyError when there is none."""
         del self._blocks[key.hash]
 
-    def holder(self, hash: int) -> int | None:
+    def holder(self, hash: bytes) -> int | None:
         """The block id under `hash`, without comparison (for checks)."""
         entry = self._blocks.get(hash)
         return None if entry is None else entry[1]

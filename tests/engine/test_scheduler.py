@@ -344,6 +344,18 @@ class TestQueue:
         bench.add("small", prompt(2, 3), max_tokens=1)
         assert {row.request_id for row in bench.step()} == {"running"}
 
+    def test_admission_leaves_a_block_to_everyone_who_runs(self) -> None:
+        bench = Bench(num_blocks=16)
+        for number in range(2):
+            bench.add(str(number), prompt(20, number), max_tokens=30)
+        bench.step()
+        assert bench.pool.num_free == 6
+        bench.add("five", prompt(17, 5), max_tokens=1)
+        bench.add("four", prompt(16, 4), max_tokens=1)
+        assert {row.request_id for row in bench.step()} == {"0", "1"}, "both would leave too little after two more"
+        bench.add("two", prompt(5, 2), max_tokens=1)
+        assert "two" in {row.request_id for row in bench.step()}
+
     def test_priority_goes_before_arrival(self) -> None:
         bench = Bench(max_num_seqs=1, policy="priority")
         for name, priority in (("c", 5), ("a", -1), ("b", 0)):
@@ -362,6 +374,18 @@ class TestQueue:
         assert [s.group.request_id for s in bench.sequences(Status.PREEMPTED)] == ["low"]
         bench.run()
         bench.assert_expected()
+
+    def test_the_victim_is_the_youngest_that_may_go(self) -> None:
+        bench = Bench()
+        for number in range(3):
+            bench.add(str(number), prompt(5, number), max_tokens=30)
+        bench.step()
+        queue, running = bench.scheduler.roster.queue, bench.scheduler.roster.running
+        assert queue.victim(running) is running[2]
+        running[2].num_preemptions = MAX_PREEMPTIONS
+        assert queue.victim(running) is running[1]
+        running[1].num_preemptions = MAX_PREEMPTIONS
+        assert queue.victim(running) is None
 
     def test_a_policy_that_is_not_built_is_refused(self) -> None:
         with pytest.raises(ValueError, match="fcfs or priority, found 'fair'"):
