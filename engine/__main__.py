@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -95,6 +96,8 @@ def serve(transport: EngineTransport, page: ProgressPage) -> int:
 
 def start(configure: Configure, transport: EngineTransport, page: ProgressPage) -> tuple[EngineCore, Ready]:
     """Import what is slow, and build the engine. Raises QuireError."""
+    # OpenMP threads that spin at a barrier while another process has their core made steps 7 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     begin = time.perf_counter()
     from quire.engine.process import Stopwatch, build_engine
 

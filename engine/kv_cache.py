@@ -6,6 +6,7 @@ system gives them, and every page is touched at start, so that too little memory
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from quire.engine.models.config import CacheSpec
 DEFAULT_BYTES = 4 << 30
 DEFAULT_SHARE = 0.4
 _ALIGNMENT = 4096
+_MADV_POPULATE_WRITE = 23
+"""Make every page present and writable in one call; Linux 5.14 and later, and without a name in Python's mmap."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,14 @@ def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: tor
         return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     sizes = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
     mapping = mmap.mmap(-1, max(sum(sizes), _ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(mapping, dtype=torch.uint8)
-    whole[::_ALIGNMENT].zero_()
+    mapping.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        mapping.madvise(_MADV_POPULATE_WRITE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        whole[::_ALIGNMENT].zero_()
     tensors, offset = [], 0
     for shape, size in zip(shapes, sizes, strict=True):
         part = whole[offset : offset + math.prod(shape) * dtype.itemsize]
