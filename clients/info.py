@@ -70,16 +70,20 @@ def _machine() -> dict[str, Any]:
 def _kernels() -> dict[str, Any]:
     import torch
 
-    from quire.kernels import KernelsRefused, select
+    from quire.engine.hardware import count_cores
+    from quire.engine.loader import choose_dtype
+    from quire.engine.model_folder import STARTER
+    from quire.engine.models.architectures import read_model_config
+    from quire.kernels import select
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
-    facts: dict[str, Any] = {"device": device, "gpu": gpu, "threads": torch.get_num_threads()}
-    try:
-        facts["kernels"] = type(select("auto", device)).__name__
-    except KernelsRefused as error:
-        facts["kernels"] = f"refused: {error}"
-    return facts
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    dtype, reason = choose_dtype(read_model_config(STARTER, "starter"), "auto", "cpu")
+    return {
+        "device": "cpu" if gpu == "none" else "cpu (the GPU kernels are not built yet)",
+        "gpu": gpu,
+        "kernels": f"{select('auto', 'cpu').name}, {count_cores()} threads",
+        "dtype": f"{str(dtype).removeprefix('torch.')} for the starter model: {reason}",
+    }
 
 
 def _starter() -> dict[str, Any]:

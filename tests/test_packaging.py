@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -118,14 +120,46 @@ def test_the_wheel_holds_the_starter_and_the_defaults(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"quire", wheel.name.rpartition("-py3")[0] + ".dist-info"}
 
 
-def test_the_installed_wheel_serves_the_starter(python: Path) -> None:
+@pytest.fixture(scope="module")
+def server(python: Path) -> Iterator[ServerProcess]:
+    """`quire serve` as the wheel installed it."""
     where = subprocess.run(
         [str(python), "-P", "-c", "import quire.server; print(quire.server.__file__)"], capture_output=True, text=True
     )
     assert str(python.parents[1]) in where.stdout
     with ServerProcess(python=str(python)) as server:
-        messages = [{"role": "user", "content": "What is 17 + 25?"}]
-        question = {"model": "starter", "messages": messages, "temperature": 0}
-        answer = httpx.post(server.url + "/v1/chat/completions", json=question, timeout=60)
-        assert answer.status_code == 200, answer.text
-        assert "42" in answer.json()["choices"][0]["message"]["content"]
+        yield server
+
+
+def test_the_installed_wheel_serves_the_starter(server: ServerProcess) -> None:
+    messages = [{"role": "user", "content": "What is 17 + 25?"}]
+    question = {"model": "starter", "messages": messages, "temperature": 0}
+    answer = httpx.post(server.url + "/v1/chat/completions", json=question, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert "42" in answer.json()["choices"][0]["message"]["content"]
+
+
+README = (ROOT / "README.md").read_text()
+
+
+EXAMPLES = dict(zip(("openai", "LLM", "Client"), re.findall(r"```python\n(.*?)```", README, re.DOTALL), strict=True))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_the_readme_run(name: str, python: Path, server: ServerProcess) -> None:
+    code = EXAMPLES[name].replace("http://127.0.0.1:8000", server.url)
+    environment = {**os.environ, "QUIRE_BASE_URL": server.url}
+    run = subprocess.run([str(python), "-P", "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout) > 10
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_curl_line_of_the_readme_streams(server: ServerProcess) -> None:
+    (line,) = re.findall(r"(curl -N .*?)\n\n", README, re.DOTALL)
+    run = subprocess.run(
+        ["bash", "-c", line.replace("http://127.0.0.1:8000", server.url)], capture_output=True, text=True, timeout=60
+    )
+    frames = [frame for frame in run.stdout.split("\n\n") if frame]
+    assert len(frames) > 3, run.stderr
+    assert frames[-1] == "data: [DONE]"
