@@ -77,12 +77,12 @@ def _kernels() -> dict[str, Any]:
     from quire.kernels import select
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    dtype, reason = choose_dtype(read_model_config(STARTER, "starter"), "auto", "cpu")
+    _, reason = choose_dtype(read_model_config(STARTER, "starter"), "auto", "cpu")
     return {
         "device": "cpu" if gpu == "none" else "cpu (the GPU kernels are not built yet)",
         "gpu": gpu,
         "kernels": f"{select('auto', 'cpu').name}, {count_cores()} threads",
-        "dtype": f"{str(dtype).removeprefix('torch.')} for the starter model: {reason}",
+        "dtype of the starter": reason,
     }
 
 
