@@ -50,7 +50,10 @@ class Kernels(Protocol):
         """Rows token_ids int64 [T] of a packed weight [out, in] -> [T, in]: a tied LM head is kept only once."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [..., H] / sqrt(mean(x^2) + eps) * weight [H]; statistics in float32 (Zhang & Sennrich, 2019)."""
+        """x [..., H] / sqrt(mean(x^2) + eps) * weight; statistics in float32 (Zhang & Sennrich, 2019).
+
+        weight [H], or [heads, H] where the heads of x [T, heads, H] have their own.
+        """
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension; statistics in float32."""

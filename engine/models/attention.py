@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from quire.engine.models.config import AttentionSpec, WeightNames
-from quire.engine.models.norm import take_norm
+from quire.engine.models.norm import take_head_norm
 from quire.engine.models.rope import NoRope, Rope
 from quire.engine.models.weights import WeightSource, take_linear
 from quire.kernels import AttentionPlan, Kernels
@@ -35,8 +35,13 @@ class Attention:
             bias=spec.qkv_bias,
             transposed=names.transposed,
         )
-        self.q_norm = take_norm(spec.qk_norm, spec.head_dim, prefix + names.q_norm, kernels, weights)
-        self.k_norm = take_norm(spec.qk_norm, spec.head_dim, prefix + names.k_norm, kernels, weights)
+        self.head_norm = take_head_norm(
+            spec.qk_norm,
+            (spec.num_heads, spec.num_kv_heads, spec.head_dim),
+            (prefix + names.q_norm, prefix + names.k_norm),
+            kernels,
+            weights,
+        )
         self.out = take_linear(
             weights,
             kernels,
@@ -52,9 +57,8 @@ class Attention:
         """x [T, hidden] -> [T, hidden]; the keys and values of these tokens are written to the caches first."""
         spec = self.spec
         qkv = self.kernels.linear(x, self.qkv).view(len(x), -1, spec.head_dim)  # [T, heads + 2 * kv_heads, D]
-        query = self.rope(self.q_norm(qkv[:, : spec.num_heads]), positions)
-        key = self.rope(self.k_norm(qkv[:, spec.num_heads : -spec.num_kv_heads]), positions)
-        value = qkv[:, -spec.num_kv_heads :]
+        query_key = self.rope(self.head_norm(qkv[:, : -spec.num_kv_heads]), positions)
+        query, key, value = query_key[:, : spec.num_heads], query_key[:, spec.num_heads :], qkv[:, -spec.num_kv_heads :]
         self.kernels.write_kv(key, value, k_cache, v_cache, plan)
         mixed = self.kernels.paged_attention(
             query, k_cache, v_cache, plan, scale=self.scale, window=spec.window

@@ -53,3 +53,20 @@ def take_norm(spec: NormSpec | None, size: int, name: str, kernels: Kernels, wei
     if spec.kind == "rms":
         return RMSNorm(kernels, weight, spec.eps)
     return LayerNorm(kernels, weight, weights.take(f"{name}.bias", (size,)), spec.eps)
+
+
+def take_head_norm(
+    spec: NormSpec | None,
+    sizes: tuple[int, int, int],
+    names: tuple[str, str],
+    kernels: Kernels,
+    weights: WeightSource,
+) -> Norm:
+    """One norm for the heads of queries and keys side by side; sizes: heads, kv heads, head dim; names: q's, k's."""
+    if spec is None:
+        return unchanged
+    num_heads, num_kv_heads, head_dim = sizes
+    query, key = (weights.take(f"{name}.weight", (head_dim,)) for name in names)
+    weight = query.new_empty((num_heads + num_kv_heads, head_dim))
+    weight[:num_heads], weight[num_heads:] = query, key
+    return RMSNorm(kernels, weight, spec.eps)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from math import gcd
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quire.kernels.interface import AttentionPlan
@@ -134,33 +133,35 @@ def attend(
     """Attention of one pass: query [T, heads, D] of the whole step -> [S * width, heads, D], computed in float32."""
     num_heads, head_dim = query.shape[1:]
     kv_heads = k_cache.shape[1]
-    group = num_heads // kv_heads
-    queries = query.index_select(0, work.query_rows).float()
-    queries = queries.view(-1, work.width, kv_heads, group, head_dim).transpose(1, 2)
-    queries = queries.reshape(-1, kv_heads, work.width * group, head_dim)  # [S, kv_heads, rows, D]
+    group, width = num_heads // kv_heads, work.width
+    if len(work.query_rows) < len(query):
+        query = query.index_select(0, work.query_rows)
+    queries = query.float().mul(scale).view(-1, width, kv_heads, group, head_dim).transpose(1, 2)
+    queries = queries.reshape(-1, kv_heads, width * group, head_dim)  # [S, kv_heads, rows, D]
+    rows = width * group
 
     scores = _scores(queries.index_select(0, work.sequence).flatten(0, 1), _gather(k_cache, work).flatten(0, 1))
-    scores.mul_(scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    scores.view(-1, kv_heads, work.width, group, TILE).masked_fill_(work.hidden, float("-inf"))
-    scores = scores.view(-1, queries.shape[1] * queries.shape[2], TILE)  # [N, kv_heads * rows, TILE]
+    scores.view(-1, kv_heads, width, group, TILE).masked_fill_(work.hidden, float("-inf"))
+    scores = scores.view(-1, kv_heads * rows, TILE)  # [N, kv_heads * rows, TILE]
 
     top = _spread(scores.amax(dim=-1), work, float("-inf")).amax(dim=0)  # [S, kv_heads * rows]
     sink = None
     if sinks is not None:
-        sink = sinks.float().view(kv_heads, 1, group).expand(-1, work.width, -1).reshape(1, -1)
+        sink = sinks.float().view(kv_heads, 1, group).expand(-1, width, -1).reshape(1, -1)
         top = torch.maximum(top, sink)
     weights = scores.sub_(top.index_select(0, work.sequence)[..., None]).exp_()
-    norm = _add_tiles(_spread(weights.sum(dim=-1), work, 0.0), work.first_tile)
-    if sink is not None:
-        norm = norm + torch.exp(sink - top)
 
     values = _gather(v_cache, work)
     values.view(-1, head_dim).index_fill_(0, work.dead, 0.0)  # their weight is 0, and 0 x NaN is NaN
-    outputs = _at_least_two_rows(weights.view(-1, queries.shape[2], TILE), values.flatten(0, 1))
-    total = _add_tiles(_spread(outputs.view(len(work.sequence), -1, head_dim), work, 0.0), work.first_tile)
-    output = (total / norm[..., None]).view(-1, kv_heads, work.width, group, head_dim)
+    outputs = _at_least_two_rows(weights.view(-1, rows, TILE), values.flatten(0, 1)).view(-1, kv_heads * rows, head_dim)
+    partial = torch.cat((outputs, weights.sum(dim=-1, keepdim=True)), dim=-1)
+    total = _add_tiles(_spread(partial, work, 0.0), work.first_tile)  # [S, kv_heads * rows, D + 1]
+    norm = total[..., head_dim:]
+    if sink is not None:
+        norm = norm + torch.exp(sink - top)[..., None]
+    output = (total[..., :head_dim] / norm).view(-1, kv_heads, width, group, head_dim)
     return output.transpose(1, 2).reshape(-1, num_heads, head_dim).to(query.dtype)
 
 
@@ -189,19 +190,19 @@ def _at_least_two_rows(left: Tensor, right: Tensor, *, by_keys: bool = False) ->
 
 def _spread(values: Tensor, work: Pass, fill: float) -> Tensor:
     """Values of tiles [N, ...] to their places: [num_tiles, S, ...], `fill` where a sequence has no such tile."""
-    count = len(work.query_rows) // work.width
-    if count * work.num_tiles == len(values) and count == 1:
-        return values.unsqueeze(1)
-    spread = values.new_full((work.num_tiles * count, *values.shape[1:]), fill)
-    return spread.index_copy_(0, work.place, values).view(work.num_tiles, count, *values.shape[1:])
+    shape = (work.num_tiles, len(work.query_rows) // work.width, *values.shape[1:])
+    if shape[1] == 1 or shape[0] == 1:
+        return values.view(shape)
+    spread = values.new_full((shape[0] * shape[1], *shape[2:]), fill)
+    return spread.index_copy_(0, work.place, values).view(shape)
 
 
 def _add_tiles(partial: Tensor, first_tile: int) -> Tensor:
     """Sum partial [n, ...] over its first dimension, in a binary tree over the absolute tile index first_tile + i."""
     while len(partial) > 1:
-        before, after = first_tile % 2, (first_tile + len(partial)) % 2
-        if before or after:
-            partial = F.pad(partial, [0, 0] * (partial.dim() - 1) + [before, after])
-        partial = partial[0::2] + partial[1::2]
-        first_tile //= 2
+        odd, end = first_tile % 2, len(partial) - (first_tile + len(partial)) % 2
+        paired = partial[odd:end:2] + partial[odd + 1 : end : 2]
+        if odd or end < len(partial):  # a neighbour outside would add 0
+            paired = torch.cat((partial[:odd], paired, partial[end:]))
+        partial, first_tile = paired, first_tile // 2
     return partial[0]

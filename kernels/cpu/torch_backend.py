@@ -10,7 +10,7 @@ computed as two. At 2048 x 2048 this costs 0.77 ms for 1 and 2 rows (`F.linear`:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,17 @@ class PackedLinear:
         return self.weight.dtype == torch.float32
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What depends on a step's plan alone, built by the first layer that needs it."""
+
+    plan: AttentionPlan
+    cache_rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """(kv_heads, block_size) -> int64 [T * kv_heads]: rows of the cache seen as [blocks * kv_heads * block_size, D]."""
+    passes: dict[tuple[int, int, int | None], list[Pass]] = field(default_factory=dict)
+    """(kv_heads, block_size, window) -> passes."""
+
+
 class CpuKernels:
     """`Kernels` on the CPU. See `quire.kernels.interface` for shapes and meanings."""
 
@@ -44,8 +55,7 @@ class CpuKernels:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self._plan: AttentionPlan | None = None
-        self._passes: dict[tuple[int, int, int | None], list[Pass]] = {}
+        self._step: _Step | None = None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Store the weight as this dtype's matmul reads it."""
@@ -54,14 +64,11 @@ class CpuKernels:
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """x [T, in] -> [T, out]; rows are independent, see above."""
         num_rows = len(x)
-        least = 2 if packed.transposed else 4
-        if num_rows < least:
-            x = F.pad(x, (0, 0, 0, least - num_rows))
         if packed.transposed:
-            y = _linear_transposed(x, packed.weight, packed.bias)
-        else:
-            y = F.linear(x, packed.weight, packed.bias)
-        return y[:num_rows]
+            return _linear_transposed(x if num_rows > 1 else torch.cat((x, x)), packed.weight, packed.bias)[:num_rows]
+        if num_rows < 4:
+            x = F.pad(x, (0, 0, 0, 4 - num_rows))
+        return F.linear(x, packed.weight, packed.bias)[:num_rows]
 
     def embedding(self, token_ids: Tensor, packed: PackedLinear) -> Tensor:
         """The weight's rows `token_ids`."""
@@ -71,7 +78,9 @@ class CpuKernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight."""
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        if weight.dim() == 1:
+            return F.rms_norm(x, weight.shape, weight, eps)
+        return F.rms_norm(x, weight.shape[-1:], None, eps) * weight
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias."""
@@ -79,22 +88,34 @@ class CpuKernels:
 
     def rope(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
         """Rotate the first R features of every head."""
-        cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).unbind(dim=2)
+        cos, sin = cos_sin.index_select(0, positions)[:, None].unbind(2)
         half = cos.shape[-1]
-        first, second = x[..., :half], x[..., half : 2 * half]
-        rotated = [first * cos - second * sin, second * cos + first * sin]
-        if x.dtype != torch.float32:
-            rotated = [part.to(x.dtype) for part in rotated]
-        if x.shape[-1] > 2 * half:
-            rotated.append(x[..., 2 * half :])
-        return torch.cat(rotated, dim=-1)
+        halves = x[..., : 2 * half].unflatten(-1, (2, half))
+        rotated = halves * cos.unsqueeze(2)
+        rotated[:, :, 0].addcmul_(halves[:, :, 1], sin, value=-1)
+        rotated[:, :, 1].addcmul_(halves[:, :, 0], sin)
+        rotated = rotated.flatten(2).to(x.dtype)
+        if x.shape[-1] == 2 * half:
+            return rotated
+        return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
 
     def write_kv(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> None:
         """Put each token's key and value into its slot."""
-        block_size = k_cache.shape[2]
-        block_ids, offsets = plan.slot_mapping // block_size, plan.slot_mapping % block_size
-        k_cache[block_ids, :, offsets] = key
-        v_cache[block_ids, :, offsets] = value
+        _, kv_heads, block_size, head_dim = k_cache.shape
+        step = self._step_of(plan)
+        rows = step.cache_rows.get((kv_heads, block_size))
+        if rows is None:
+            block_ids, offsets = plan.slot_mapping // block_size, plan.slot_mapping % block_size
+            rows = ((block_ids[:, None] * kv_heads + torch.arange(kv_heads)) * block_size + offsets[:, None]).view(-1)
+            step.cache_rows[kv_heads, block_size] = rows
+        k_cache.view(-1, head_dim).index_copy_(0, rows, key.reshape(-1, head_dim))
+        v_cache.view(-1, head_dim).index_copy_(0, rows, value.reshape(-1, head_dim))
+
+    def _step_of(self, plan: AttentionPlan) -> _Step:
+        """What was built for this plan; an earlier plan's is forgotten."""
+        if self._step is None or plan is not self._step.plan:
+            self._step = _Step(plan)
+        return self._step
 
     def paged_attention(
         self,
@@ -109,12 +130,11 @@ class CpuKernels:
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Attention in passes over the step's sequences; what depends on the plan alone is built once a step."""
-        if plan is not self._plan:
-            self._plan, self._passes = plan, {}
+        known = self._step_of(plan).passes
         shape = (k_cache.shape[1], k_cache.shape[2], window)
-        if shape not in self._passes:
-            self._passes[shape] = make_passes(plan, *shape)
-        passes = self._passes[shape]
+        passes = known.get(shape)
+        if passes is None:
+            passes = known[shape] = make_passes(plan, *shape)
         parts = [attend(query, k_cache, v_cache, work, scale=scale, softcap=softcap, sinks=sinks) for work in passes]
         if len(parts) == 1:
             return parts[0]
@@ -140,8 +160,9 @@ class CpuKernels:
 
 def _linear_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [T, in] @ weight [in, out] + bias, in sums of `SUM_LENGTH` products, added in order."""
-    first = slice(0, SUM_LENGTH)
-    y = x[:, first] @ weight[first]
+    if len(weight) <= SUM_LENGTH:
+        return x @ weight if bias is None else (x @ weight).add_(bias)
+    y = x[:, :SUM_LENGTH] @ weight[:SUM_LENGTH]
     for start in range(SUM_LENGTH, len(weight), SUM_LENGTH):
         part = slice(start, start + SUM_LENGTH)
         y.addmm_(x[:, part], weight[part])
