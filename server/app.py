@@ -87,9 +87,10 @@ def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
     ]
 
 
-def _count(service: Service) -> Callable[[ApiError], None]:
-    def count(error: ApiError) -> None:
-        if error.status in (429, 503):
+def _count(service: Service) -> Callable[[Exchange, ApiError], None]:
+    def count(exchange: Exchange, error: ApiError) -> None:
+        # A probe that is told "not ready" was not refused anything.
+        if error.status in (429, 503) and not exchange.started and exchange.scope["method"] == "POST":
             service.metrics.rejected(error.code)
 
     return count

@@ -122,7 +122,8 @@ class Exchange:
         """Send status 200 and the headers of an event stream."""
         self.started = True
         headers = [*STREAM_HEADERS, *self.extra_headers]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with self._stall_limit():
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, frame: bytes) -> None:
         """Send one frame of a stream. Raises ClientGone when the client has taken nothing for too long."""
@@ -200,7 +201,7 @@ class Endpoint:
         methods: tuple[str, ...],
         keys: KeyRing,
         limits: Limits,
-        on_error: Callable[[ApiError], None],
+        on_error: Callable[[Exchange, ApiError], None],
     ) -> None:
         self.handler, self.access, self.methods = handler, access, methods
         self.keys, self.limits, self.on_error = keys, limits, on_error
@@ -231,7 +232,7 @@ class Endpoint:
         await self.handler(exchange)
 
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
-        self.on_error(error)
+        self.on_error(exchange, error)
         try:
             await exchange.respond_error(error)
         except ClientGone:

@@ -90,7 +90,11 @@ async def deliver(
                 else:
                     chunks += new
     except RequestFailed as failed:
+        timer.cut_off("error")
         raise from_failure(failed.failure, failed.retry_after) from None
+    except BaseException:
+        timer.cut_off("aborted")
+        raise
     if options.stream:
         await _send_frames(exchange, answer.closing())
         await exchange.end_stream()

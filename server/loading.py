@@ -85,9 +85,9 @@ class LoadProgress:
 def start_lines(facts: Ready, seconds: float) -> Iterator[str]:
     """What people want to know once the model is loaded, in vLLM's words where it has them."""
     load = facts.seconds.get("weights", 0.0)
-    yield f"Model weights: {facts.weights_bytes / _GIB:.2f} GiB, loaded in {load:.2f} s ({facts.dtype}, {facts.device})"
+    yield f"Model weights: {_size(facts.weights_bytes)}, loaded in {load:.2f} s ({facts.dtype}, {facts.device})"
     blocks = f"{facts.num_blocks} blocks of {facts.block_size} tokens"
-    yield f"KV cache memory: {facts.kv_cache_bytes / _GIB:.2f} GiB, {blocks}"
+    yield f"KV cache memory: {_size(facts.kv_cache_bytes)}, {blocks}"
     tokens = facts.num_blocks * facts.block_size
     yield f"KV cache size: {tokens:,} tokens"
     yield (f"Maximum concurrency for {facts.max_model_len:,} tokens per request: {tokens / facts.max_model_len:.2f}x")
@@ -95,6 +95,10 @@ def start_lines(facts: Ready, seconds: float) -> Iterator[str]:
     parts = ", ".join(f"{name} {value:.2f} s" for name, value in facts.seconds.items())
     yield f"Engine ready after {seconds:.2f} s ({parts})"
     yield from facts.notes
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / (1 << 20):.1f} MiB"
 
 
 def _share(done: int, total: int) -> str:

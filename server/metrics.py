@@ -5,7 +5,7 @@ What the engine counts is read from its latest `Statistics` when somebody asks; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -52,6 +52,8 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.clock = clock
+        self._engine = engine
+        self._last_step = 0
         self._prefix, self._labels = prefix, {"model_name": model_name}
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
         self.cached_tokens = self._counter("prompt_tokens_cached", "Prompt tokens found in the prefix cache.")
@@ -91,6 +93,13 @@ class Metrics:
         """Count the end of a choice."""
         self._success.labels(self._labels["model_name"], reason).inc()
 
+    def observe_step(self) -> None:
+        """Observe the engine's latest step, once; called with every delta, so every step is seen that gave one."""
+        statistics = self._engine.statistics()
+        if statistics.num_steps != self._last_step:
+            self._last_step = statistics.num_steps
+            self.iteration.observe(statistics.step_tokens)
+
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
@@ -106,22 +115,29 @@ class Metrics:
 
 
 class CallTimer:
-    """Observes one call: made when it arrives, told of each delta."""
+    """Observes one call that was accepted: told of each delta, and of the end.
 
-    def __init__(self, metrics: Metrics, arrival: float | None = None) -> None:
-        self._metrics = metrics
-        self._arrival = metrics.clock() if arrival is None else arrival
+    `arrival` is the clock's time at which the call came, `prompt_lengths` are in tokens, `n` the choices of each prompt.
+    """
+
+    def __init__(self, metrics: Metrics, arrival: float, prompt_lengths: Sequence[int], n: int) -> None:
+        self._metrics, self._arrival = metrics, arrival
         self._choices: dict[tuple[int, int], _ChoiceTimes] = {}
-
-    def begin(self, prompt_lengths: list[int]) -> None:
-        """The call was accepted, with prompts of these lengths in tokens."""
+        self._open = len(prompt_lengths) * n
         for length in prompt_lengths:
-            self._metrics.prompt_tokens.inc(length)
-            self._metrics.request_prompt.observe(length)
+            metrics.prompt_tokens.inc(length)
+            metrics.request_prompt.observe(length)
+
+    def cut_off(self, reason: str) -> None:
+        """The call ended early: what had not finished ended for this reason."""
+        for _ in range(self._open):
+            self._metrics.ended(reason)
+        self._open = 0
 
     def observe(self, prompt: int, delta: TextDelta) -> None:
         """Take one delta into account."""
         now = self._metrics.clock()
+        self._metrics.observe_step()
         times = self._choices.get((prompt, delta.choice))
         if times is None and (delta.token_ids or delta.num_output_tokens):
             times = self._begin_choice(prompt, delta, now)
@@ -148,6 +164,7 @@ class CallTimer:
 
     def _end_choice(self, times: _ChoiceTimes | None, delta: TextDelta, now: float) -> None:
         metrics = self._metrics
+        self._open -= 1
         metrics.ended(delta.finish_reason or "error")
         metrics.request_generation.observe(delta.num_output_tokens)
         metrics.e2e.observe(now - self._arrival)

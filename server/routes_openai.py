@@ -118,8 +118,7 @@ class OpenAIRoutes:
         service = self.service
         lengths = [len(request.prompt_token_ids) for request in requests]
         ticket.take_tokens(sum(lengths))
-        timer = CallTimer(service.metrics, arrival)
-        timer.begin(lengths)
+        timer = CallTimer(service.metrics, arrival, lengths, requests[0].params.n)
         await deliver(exchange, service.engine, requests, answer, options, timer)
 
     def _reserve(self, ticket: Ticket, sequences: int, options: RequestOptions, facts: Ready) -> None:

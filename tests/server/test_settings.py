@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.source_tree import sources
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import UsageError
@@ -283,3 +284,11 @@ def test_help_has_one_line_a_flag_with_its_default() -> None:
         default = packaged_defaults()[name]
         if default not in (None, [], "") and not is_switch(name):
             assert lines[0].endswith(f"[{default:g}]" if isinstance(default, float) else f"[{default}]")
+
+
+def test_every_setting_is_read_by_somebody() -> None:
+    code = "".join(source.path.read_text() for name, source in sources().items() if name.startswith("quire.server"))
+    read = {name for owner in ("settings", "self") for name in re.findall(rf"\b{owner}\.(\w+)", code)}
+    read |= set(EngineConfig.__struct_fields__)
+    # Read by the layers; and a choice of one.
+    assert set(FIELDS) - read - {"config", "debug", "tool_call_parser"} == set()
