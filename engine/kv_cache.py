@@ -1,14 +1,19 @@
 """The KV cache: how many blocks there are memory and use for, and the tensors behind them.
 
 Each layer has two tensors [blocks, kv_heads, block_size, D]. On the CPU they lie in one mapping of huge pages where the
-system gives them, and every page is touched at start, so that too little memory ends the start and not the run.
+system gives them, and every page is touched at start, so that too little memory ends the start and not the run. A cache
+that is small beside what is free cannot end anything: a thread touches its pages while the engine serves already, since
+a virtual machine may take seconds to get them from its host.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
 import mmap
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +25,7 @@ from quire.engine.models.config import CacheSpec
 
 DEFAULT_BYTES = 4 << 30
 DEFAULT_SHARE = 0.4
+SMALL_SHARE = 1 / 8
 _ALIGNMENT = 4096
 _MADV_POPULATE_WRITE = 23
 """Make every page present and writable in one call; Linux 5.14 and later, and without a name in Python's mmap."""
@@ -33,6 +39,8 @@ class CachePlan:
     block_size: int
     max_model_len: int
     bytes: int
+    is_small: bool = False
+    """At most `SMALL_SHARE` of what is free."""
     notes: tuple[str, ...] = ()
     """What the operator should know: a context that was reduced."""
 
@@ -99,7 +107,8 @@ def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> C
                 f"raise {flag}, or lower --max-model-len to {max_model_len} at most"
             )
         notes = (f"context reduced to {max_model_len} tokens: {wanted}, {found}; raise {flag} for more",)
-    return CachePlan(num_blocks, wish.block_size, max_model_len, size, notes)
+    small = size <= SMALL_SHARE * available_bytes
+    return CachePlan(num_blocks, wish.block_size, max_model_len, size, small, notes)
 
 
 class KVCache:
@@ -108,7 +117,7 @@ class KVCache:
     def __init__(self, specs: Sequence[CacheSpec], plan: CachePlan, dtype: torch.dtype, device: torch.device) -> None:
         shapes = [(plan.num_blocks, spec.num_kv_heads, plan.block_size, spec.head_dim) for spec in specs]
         try:
-            tensors = _allocate([shape for shape in shapes for _ in range(2)], dtype, device)
+            tensors = _allocate([shape for shape in shapes for _ in range(2)], dtype, device, plan.is_small)
         except (OSError, MemoryError, RuntimeError) as error:
             raise CapacityError(
                 f"the KV cache of {gib(plan.bytes)} could not be allocated ({error}); lower --kv-cache-memory-bytes"
@@ -120,18 +129,18 @@ class KVCache:
         return torch.tensor(pairs, dtype=torch.int64, device=self.layers[0][0].device).view(-1, 2)
 
 
-def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device, later: bool) -> list[Tensor]:
     if device.type != "cpu":
         return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     sizes = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
     mapping = mmap.mmap(-1, max(sum(sizes), _ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    whole = torch.frombuffer(mapping, dtype=torch.uint8)
     mapping.madvise(mmap.MADV_HUGEPAGE)
-    try:
-        mapping.madvise(_MADV_POPULATE_WRITE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
+    whole = torch.frombuffer(mapping, dtype=torch.uint8)
+    if later:
+        threading.Thread(target=_populate, args=(whole,), name="kv-cache-pages", daemon=True).start()
+    elif error := _populate(whole):
+        if error != errno.EINVAL:
+            raise OSError(error, os.strerror(error))
         whole[::_ALIGNMENT].zero_()
     tensors, offset = [], 0
     for shape, size in zip(shapes, sizes, strict=True):
@@ -139,6 +148,13 @@ def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: tor
         tensors.append(part.view(dtype).view(shape))
         offset += size
     return tensors
+
+
+def _populate(whole: Tensor) -> int:
+    """Make every page present, whatever it holds; 0, or the errno (EINVAL: a kernel that cannot)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    address, length = ctypes.c_void_p(whole.data_ptr()), ctypes.c_size_t(whole.nbytes)
+    return ctypes.get_errno() if libc.madvise(address, length, _MADV_POPULATE_WRITE) else 0
 
 
 def gib(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,15 @@ def test_a_context_nobody_asked_for_is_reduced_with_a_note() -> None:
     assert "640" in plan.notes[0]
 
 
-def test_tensors_are_apart_zero_and_of_the_right_shape() -> None:
+def test_small_is_beside_what_is_free() -> None:
+    assert plan_cache(wish(), BYTES, 64 * GIB).is_small
+    assert not plan_cache(wish(), BYTES, 2 * GIB).is_small
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_tensors_are_apart_zero_and_of_the_right_shape(is_small: bool) -> None:
     specs = [CacheSpec(2, 8, None), CacheSpec(1, 4, None)]
-    plan = CachePlan(5, 4, max_model_len=16, bytes=0)
+    plan = CachePlan(5, 4, max_model_len=16, bytes=0, is_small=is_small)
     cache = KVCache(specs, plan, torch.float32, torch.device("cpu"))
     assert [tuple(tensor.shape) for tensor in cache.layers[0]] == [(5, 2, 4, 8)] * 2
     assert [tuple(tensor.shape) for tensor in cache.layers[1]] == [(5, 1, 4, 4)] * 2
@@ -82,6 +89,17 @@ def test_tensors_are_apart_zero_and_of_the_right_shape() -> None:
     for number, tensor in enumerate(tensors):
         tensor.fill_(number + 1)
     assert [tensor.unique().tolist() for tensor in tensors] == [[1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOMEM])
+def test_pages_that_cannot_be_had_at_once(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "_populate", lambda whole: error)
+    plan = CachePlan(5, 4, max_model_len=16, bytes=BYTES)
+    if error == errno.EINVAL:
+        assert KVCache([CacheSpec(1, 16, None)], plan, torch.float32, torch.device("cpu")).layers[0][0].shape[0] == 5
+    else:
+        with pytest.raises(CapacityError, match="Cannot allocate memory"):
+            KVCache([CacheSpec(1, 16, None)], plan, torch.float32, torch.device("cpu"))
 
 
 def test_an_allocation_that_fails_is_a_capacity_error(monkeypatch: pytest.MonkeyPatch) -> None:
