@@ -200,4 +200,4 @@ def load_model(folder: Path) -> StarterModel:
     model = StarterModel(shape)
     weights = load_file(folder / "model.safetensors")
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
-    return model.eval()
+    return model.train(False)

@@ -55,7 +55,7 @@ def imports(source: Source) -> list[Import]:
 
 def _imports(node: ast.AST, module: str, at_import: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if isinstance(child, ast.If) and getattr(child.test, "id", None) == "TYPE_CHECKING":
             continue
         if isinstance(child, ast.Import):
             yield from (Import(name.name, child.lineno, at_import) for name in child.names)
@@ -64,6 +64,6 @@ def _imports(node: ast.AST, module: str, at_import: bool) -> Iterator[Import]:
             base = child.module or ""
             modules = (f"{base}.{name.name}" for name in child.names)
             yield from (Import(name if name in sources() else base, child.lineno, at_import) for name in modules)
-        else:
-            inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        elif not isinstance(child, ast.expr):
+            inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
             yield from _imports(child, module, at_import and not inner)
