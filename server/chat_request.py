@@ -30,7 +30,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Fields inside messages that no template reads."""
 
 
-def read_chat(body: dict[str, Any], models: Collection[str], rules: SamplingRules, limits: Limits) -> ChatRequest:
+def read_chat(
+    body: dict[str, Any], models: Collection[str], rules: SamplingRules, limits: Limits, *, auto_tools: bool
+) -> ChatRequest:
     """Check a body whose field names have been checked. Raises ApiError."""
     reader = Reader(body)
     options = read_options(reader, models)
@@ -49,7 +51,7 @@ def read_chat(body: dict[str, Any], models: Collection[str], rules: SamplingRule
         options=options,
         sampling=sampling,
         messages=messages,
-        tools=read_tools(reader, limits.tools),
+        tools=read_tools(reader, limits.tools, auto=auto_tools),
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final,
         template_kwargs=read_template_kwargs(reader),

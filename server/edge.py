@@ -39,6 +39,7 @@ class Edge:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         request_id = _request_id(headers)
+        scope["quire.request_id"] = request_id.decode()
         origin = _first(headers, b"origin")
         allowed = origin is not None and self._is_allowed(origin)
         added = [(b"x-request-id", request_id)]

@@ -63,6 +63,12 @@ class Exchange:
         return next((value for key, value in self.scope["headers"] if key == name), None)
 
     @property
+    def request_id(self) -> str:
+        """What the answer's X-Request-Id says; the client's own where it sent one."""
+        request_id: str = self.scope["quire.request_id"]
+        return request_id
+
+    @property
     def path_params(self) -> dict[str, str]:
         """What the route's pattern matched."""
         params: dict[str, str] = self.scope.get("path_params", {})

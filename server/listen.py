@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from quire.engine.errors import BindError
@@ -94,17 +96,23 @@ def _explained(error: OSError, host: str, port: int) -> BindError:
 
 def holder_of(port: int) -> int | None:
     """The process that listens on a TCP port, when /proc shows it to us."""
-    inodes = _listening_inodes(port)
+    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            links = [os.readlink(link) for link in (process / "fd").iterdir()]
-        except OSError:  # another user's, or gone
-            continue
-        if any(link.startswith("socket:[") and link[8:-1] in inodes for link in links):
+        if process.name.isdigit() and inodes & set(_open_files(process / "fd")):
             return int(process.name)
     return None
+
+
+def _open_files(folder: Path) -> Iterator[str]:
+    """Targets of a process's descriptors; none for another user's process, and those that close meanwhile are left
+    out."""
+    try:
+        links = list(folder.iterdir())
+    except OSError:
+        return
+    for link in links:
+        with contextlib.suppress(OSError):
+            yield os.readlink(link)
 
 
 def _listening_inodes(port: int) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from quire.engine.messages import Ready
@@ -19,6 +20,8 @@ from quire.server.request_options import RequestOptions, model_not_found
 from quire.server.service import Service, new_id
 from quire.server.text_work import check_byte_bound
 
+logger = logging.getLogger("quire.server")
+
 
 class OpenAIRoutes:
     """The handlers; each reads, checks, reserves, tokenizes and delivers, in that order."""
@@ -33,7 +36,8 @@ class OpenAIRoutes:
         facts = service.facts()
         body, ignored, size = await service.read_body(exchange, CHAT_FIELDS)
         with service.admission.reserve(size) as ticket:
-            request = read_chat(body, service.models, service.rules(facts), service.limits)
+            rules, auto_tools = service.rules(facts), service.settings.enable_auto_tool_choice
+            request = read_chat(body, service.models, rules, service.limits, auto_tools=auto_tools)
             service.name_ignored(exchange, ignored + request.ignored)
             if request.options.truncate_prompt_tokens is None:
                 num_bytes = sum(len(message["content"].encode()) for message in request.messages)
@@ -118,8 +122,17 @@ class OpenAIRoutes:
         service = self.service
         lengths = [len(request.prompt_token_ids) for request in requests]
         ticket.take_tokens(sum(lengths))
+        if service.settings.enable_log_requests:
+            await self._log(exchange, requests)
         timer = CallTimer(service.metrics, arrival, lengths, requests[0].params.n)
         await deliver(exchange, service.engine, requests, answer, options, timer)
+
+    async def _log(self, exchange: Exchange, requests: list[GenerateRequest]) -> None:
+        """Only under --enable-log-requests: the one place that writes what a client sent."""
+        for request in requests:
+            prompt = await self.service.text.decode(request.prompt_token_ids, skip_special_tokens=False)
+            key_id = exchange.caller.key_id or "-"
+            logger.info("request %s by %s: %s, prompt %s", exchange.request_id, key_id, request.params, ascii(prompt))
 
     def _reserve(self, ticket: Ticket, sequences: int, options: RequestOptions, facts: Ready) -> None:
         seconds = None if options.deadline_ms is None else options.deadline_ms / 1000

@@ -70,7 +70,7 @@ class TextRoutes:
             add_generation_prompt, continue_final = read_template_switches(reader, messages)
             return await self.service.text.encode_chat(
                 messages,
-                tools=read_tools(reader, self.service.limits.tools).offered,
+                tools=read_tools(reader, self.service.limits.tools, auto=True).offered,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final,
                 template_kwargs=read_template_kwargs(reader),

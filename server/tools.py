@@ -30,14 +30,17 @@ class Tools(msgspec.Struct, frozen=True):
         return self.offered is not None
 
 
-def read_tools(reader: Reader, limit: int) -> Tools:
-    """Read tools, tool_choice and parallel_tool_calls."""
+def read_tools(reader: Reader, limit: int, *, auto: bool) -> Tools:
+    """Read tools, tool_choice and parallel_tool_calls. `auto`: the operator lets models decide when they call."""
     tools = reader.array("tools")
     if tools is not None:
         _check_tools(tools, limit)
     choice = reader.get("tool_choice")
     parallel = reader.boolean("parallel_tool_calls", default=True)
     _check_choice(choice, tools)
+    if tools and choice != "none" and not auto:
+        text = "tools are switched off on this server (--no-enable-auto-tool-choice)."
+        raise ApiError("unsupported_parameter", text, "tools")
     return Tools(None if choice == "none" else tools, parallel)
 
 

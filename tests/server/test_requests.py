@@ -225,6 +225,34 @@ async def test_continue_final_message(http: httpx.AsyncClient, tokenizer: StubTo
     assert tokenizer.chats[-1]["add_generation_prompt"] is False
 
 
+async def test_tools_switched_off(engine: StubEngine) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    async with app_with(engine, enable_auto_tool_choice=False) as http:
+        error = (await http.post(CHAT, json={**ASK, "tools": tools})).json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_parameter", "tools")
+        assert (await http.post(CHAT, json={**ASK, "tools": tools, "tool_choice": "none"})).status_code == 200
+
+
+async def test_prompts_are_logged_only_when_asked(engine: StubEngine, caplog: pytest.LogCaptureFixture) -> None:
+    """F55, G21."""
+    caplog.set_level("DEBUG")
+    key = "sentinel-key-0123456789"
+    headers = {"authorization": f"Bearer {key}", "x-request-id": "trace-7"}
+    body = {**ASK, "messages": [{"role": "user", "content": "sentinel-prompt"}]}
+    for switch in (False, True):
+        caplog.clear()
+        async with app_with(engine, api_key=[key], enable_log_requests=switch) as http:
+            metrics = (await http.get("/metrics", headers=headers)).text
+            for path in (CHAT, COMPLETIONS, "/nope"):
+                for bad in ({}, {"temperature": 9}):
+                    response = await http.post(path, json={**body, **bad}, headers=headers)
+                    assert key not in response.text
+                    assert "sentinel-prompt" not in response.text or response.status_code == 200
+        assert ("sentinel-prompt" in caplog.text) is switch
+        assert ("trace-7" in caplog.text) is switch
+        assert key not in caplog.text + metrics
+
+
 # --- a small fuzz ------------------------------------------------------------------------------------------------------
 
 ODD: list[Any] = [
