@@ -14,7 +14,7 @@ from quire.engine.prefix_cache import MAX_SHADOW_SECONDS
 from quire.engine.queues import MAX_PASSES, MAX_PREEMPTIONS
 from quire.engine.scheduler import LEASE_SECONDS, Scheduler, SchedulerConfig
 from quire.engine.sequence import Status
-from quire.engine.step import Sampled, Step
+from quire.engine.step import Sampled, SampledRow, Step
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2, 4])
 
@@ -409,6 +409,18 @@ class TestEnds:
         bench.assert_expected()
         assert bench.answers["a", 0].reason == "stop"
         assert len(bench.answers["b", 0].token_ids) > 9
+
+    def test_a_stop_token_among_the_first_min_tokens_is_a_token_like_any_other(self) -> None:
+        class Stubborn(FakeRunner):
+            def _sample_row(self, step: Step, row_number: int, contents: list[int]) -> SampledRow:
+                self.rows[row_number].token_ids.append(1)
+                return SampledRow(row_number, (1,))
+
+        bench = Bench(runner=Stubborn)
+        bench.add("a", prompt(4), max_tokens=9, stop_token_ids=(1,), min_tokens=3)
+        bench.expected["a", 0] = ([1, 1, 1, 1], "stop")
+        bench.run()
+        bench.assert_expected()
 
     @DEPTHS
     @pytest.mark.parametrize("length", [61, 62, 63])
