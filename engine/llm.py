@@ -185,6 +185,8 @@ class LLM:
         finally:
             for request_id in core.request_ids():
                 core.cancel(Cancel(request_id, None, "client_gone"), time.monotonic())
+            while core.has_work():
+                core.step(time.monotonic)
 
     def _all_params(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, prompts: Sequence[list[int]]
