@@ -11,7 +11,7 @@ it once the last such step has been applied.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from quire.engine.block_pool import BlockPool
 from quire.engine.config import Policy
@@ -122,7 +122,7 @@ class Roster:
         if sequence.status is Status.PREEMPTED:
             self.queue.add(sequence)
 
-    def finish(self, sequences: Iterable[Sequence], reason: FinishReason) -> list[OutputRow]:
+    def finish(self, sequences: Collection[Sequence], reason: FinishReason) -> list[OutputRow]:
         """End sequences from outside; their terminal rows."""
         rows = [output_row(sequence, (), reason) for sequence in sequences]
         for sequence in sequences:
