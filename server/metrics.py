@@ -117,7 +117,7 @@ class Metrics:
 class CallTimer:
     """Observes one call that was accepted: told of each delta, and of the end.
 
-    `arrival` is the clock's time at which the call came, `prompt_lengths` are in tokens, `n` the choices of each prompt.
+    `arrival` is the clock's time at which the call came, `prompt_lengths` are in tokens, `n` choices of each prompt.
     """
 
     def __init__(self, metrics: Metrics, arrival: float, prompt_lengths: Sequence[int], n: int) -> None:

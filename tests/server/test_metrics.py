@@ -23,16 +23,16 @@ CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "hi"}]}
 
 # CONVENTIONS, section 5.
-GAUGES = "num_requests_running num_requests_waiting kv_cache_usage_perc cache_config_info".split()
+GAUGES = "num_requests_running num_requests_waiting kv_cache_usage_perc cache_config_info"
 COUNTERS = """
     prompt_tokens prompt_tokens_cached generation_tokens prefix_cache_queries prefix_cache_hits num_preemptions
     request_success admission_rejections engine_restarts
-""".split()
+"""
 HISTOGRAMS = """
     time_to_first_token_seconds inter_token_latency_seconds request_time_per_output_token_seconds
     e2e_request_latency_seconds request_queue_time_seconds request_prefill_time_seconds request_decode_time_seconds
     request_prompt_tokens request_generation_tokens iteration_tokens_total
-""".split()
+"""
 
 
 class Clock:
@@ -68,7 +68,7 @@ async def test_names(engine: StubEngine, prefix: str) -> None:
         response = await http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     kinds = {family.name: family.type for family in text_string_to_metric_families(response.text)}
-    for kind, stems in (("gauge", GAUGES), ("counter", COUNTERS), ("histogram", HISTOGRAMS)):
+    for kind, stems in (("gauge", GAUGES.split()), ("counter", COUNTERS.split()), ("histogram", HISTOGRAMS.split())):
         for stem in stems:
             assert kinds[f"{prefix}:{stem}"] == kind
     for name in ("prompt_tokens_total", "engine_restarts_total", "request_success_total"):

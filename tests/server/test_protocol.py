@@ -83,7 +83,9 @@ async def test_requests_on_one_connection(engine: StubEngine) -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: loc", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: y\r\n"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: loc", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: y\r\n"]
+)
 async def test_slow_headers(engine: StubEngine, sent: bytes) -> None:
     """F23, B010, with 30 ms in place of 10 s."""
     limits = Limits(header_seconds=0.03)

@@ -36,12 +36,12 @@ COMPLETIONS_TAKE = """
     presence_penalty frequency_penalty repetition_penalty logit_bias user ignore_eos min_tokens stop_token_ids
     include_stop_str_in_output skip_special_tokens allowed_token_ids bad_words prompt_logprobs return_token_ids
     truncate_prompt_tokens priority deadline_ms cache_salt structured_outputs response_format
-""".split()
+"""
 CHAT_ADDS = """
     messages max_completion_tokens tools tool_choice parallel_tool_calls response_format logprobs top_logprobs
     chat_template_kwargs add_generation_prompt continue_final_message reasoning_effort
-""".split()
-ACCEPTED_WITHOUT_EFFECT = "store metadata service_tier verbosity prompt_cache_key safety_identifier".split()
+"""
+ACCEPTED_WITHOUT_EFFECT = "store metadata service_tier verbosity prompt_cache_key safety_identifier"
 
 
 def app_with(engine: StubEngine, defaults: Any = None, **settings: Any) -> httpx.AsyncClient:
@@ -49,14 +49,18 @@ def app_with(engine: StubEngine, defaults: Any = None, **settings: Any) -> httpx
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000")
 
 
-# --- the tables --------------------------------------------------------------------------------------------------------
+# --- the tables
 
 
 def test_every_field_that_users_expect_is_in_a_table() -> None:
-    assert set(COMPLETIONS_TAKE) <= set(COMPLETION_FIELDS)
-    chat_takes = {*COMPLETIONS_TAKE, *CHAT_ADDS, *ACCEPTED_WITHOUT_EFFECT} - {"prompt", "echo", "suffix"}
+    assert set(COMPLETIONS_TAKE.split()) <= set(COMPLETION_FIELDS)
+    chat_takes = {*COMPLETIONS_TAKE.split(), *CHAT_ADDS.split(), *ACCEPTED_WITHOUT_EFFECT.split()} - {
+        "prompt",
+        "echo",
+        "suffix",
+    }
     assert chat_takes <= set(CHAT_FIELDS)
-    assert all(CHAT_FIELDS[name] is Kind.NO_EFFECT for name in ACCEPTED_WITHOUT_EFFECT)
+    assert all(CHAT_FIELDS[name] is Kind.NO_EFFECT for name in ACCEPTED_WITHOUT_EFFECT.split())
     for name in SamplingParams.__struct_fields__:
         assert CHAT_FIELDS[name] is COMPLETION_FIELDS[name] is Kind.SUPPORTED
 
@@ -125,7 +129,7 @@ async def test_strict_refuses_them(engine: StubEngine) -> None:
     assert engine.requests == []
 
 
-# --- what the engine gets ----------------------------------------------------------------------------------------------
+# --- what the engine gets
 
 
 async def test_every_sampling_field_arrives(http: httpx.AsyncClient, engine: StubEngine) -> None:
@@ -147,7 +151,10 @@ async def test_every_sampling_field_arrives(http: httpx.AsyncClient, engine: Stu
         "ignore_eos": True,
     }
     more = {"stop": ["a", "b"], "stop_token_ids": [5, 5], "allowed_token_ids": [1, 2], "logit_bias": {"3": -1.5}}
-    for path, ask, logprobs in ((CHAT, ASK, {"logprobs": True, "top_logprobs": 3}), (COMPLETIONS, PROMPT, {"logprobs": 3})):
+    for path, ask, logprobs in (
+        (CHAT, ASK, {"logprobs": True, "top_logprobs": 3}),
+        (COMPLETIONS, PROMPT, {"logprobs": 3}),
+    ):
         response = await http.post(path, json={**ask, **fields, **more, **logprobs, "bad_words": ["no"]})
         assert response.status_code == 200, response.text
         params = engine.requests[-1].params
@@ -253,10 +260,29 @@ async def test_prompts_are_logged_only_when_asked(engine: StubEngine, caplog: py
         assert key not in caplog.text + metrics
 
 
-# --- a small fuzz ------------------------------------------------------------------------------------------------------
+# --- a small fuzz
 
 ODD: list[Any] = [
-    *(None, True, False, 0, -1, 1, 1.5, 2**31, 2**63, 10**30, -(10**18), 1e308, 1e-300, "", "x", "\x00", "\ufffd", "é" * 50),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        1.5,
+        2**31,
+        2**63,
+        10**30,
+        -(10**18),
+        1e308,
+        1e-300,
+        "",
+        "x",
+        "\x00",
+        "\ufffd",
+        "é" * 50,
+    ),
     *([], [[]], [1], ["a"], [None], [{}], {}, {"a": 1}, {"1": 1}, {"type": "text"}, {"role": "user"}, "x" * 5000),
 ]
 

@@ -107,7 +107,7 @@ async def test_continuous_usage(http: httpx.AsyncClient, engine: StubEngine) -> 
     assert all(frame["choices"] for frame in frames)
 
 
-# --- the fold ----------------------------------------------------------------------------------------------------------
+# --- the fold
 
 
 def fold_chat(frames: list[Any]) -> dict[int, dict[str, Any]]:
@@ -195,7 +195,7 @@ async def test_completion_with_everything(http: httpx.AsyncClient, engine: StubE
         assert "".join(part["text"] for part in parts) == choice["text"]
         assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + [choice["finish_reason"]]
         for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-            assert sum((part["logprobs"][field] for part in parts), []) == choice["logprobs"][field]
+            assert [item for part in parts for item in part["logprobs"][field]] == choice["logprobs"][field]
 
 
 async def test_echo_alone_scores_the_prompt(http: httpx.AsyncClient, engine: StubEngine) -> None:
@@ -222,7 +222,9 @@ async def test_choices_wait_for_the_prompts_logprobs(http: httpx.AsyncClient, en
 
 async def test_stop_reason(http: httpx.AsyncClient, engine: StubEngine) -> None:
     def script(request: GenerateRequest) -> list[TextDelta]:
-        delta = TextDelta(choice=0, text="a", token_ids=(97,), num_output_tokens=1, finish_reason="stop", stop_reason="END")
+        delta = TextDelta(
+            choice=0, text="a", token_ids=(97,), num_output_tokens=1, finish_reason="stop", stop_reason="END"
+        )
         return [delta]
 
     engine.script = script
@@ -230,7 +232,7 @@ async def test_stop_reason(http: httpx.AsyncClient, engine: StubEngine) -> None:
     assert frames_of(await http.post(CHAT, json={**ASK, "stream": True}))[-1]["choices"][0]["stop_reason"] == "END"
 
 
-# --- tool calls --------------------------------------------------------------------------------------------------------
+# --- tool calls
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "sub")]
 TWO_CALLS = (
@@ -270,7 +272,7 @@ async def test_without_tools_text_stays_text(http: httpx.AsyncClient, engine: St
         assert choice["finish_reason"] == "stop"
 
 
-# --- failures ----------------------------------------------------------------------------------------------------------
+# --- failures
 
 
 def failing(after: int, error: Exception) -> Callable[[GenerateRequest], Any]:
