@@ -1,0 +1,385 @@
+"""The contract of answers: a request's tokens and logprobs are its own, whatever happens around it.
+
+Every variant runs the same requests as `alone` does, one by one in a fresh engine: in a batch, in chunks, from the
+prefix cache, preempted, with other blocks. Tokens must be equal and log probabilities within 1e-5; and each variant is
+run a second time with one wrong block id planted, which it must notice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import tiny_checkpoint
+
+from quire import kernels
+from quire.engine.block_pool import BlockPool
+from quire.engine.core import EngineCore
+from quire.engine.faults import NO_FAULTS, Faults
+from quire.engine.kv_cache import CachePlan, KVCache
+from quire.engine.loader import load_model
+from quire.engine.messages import Add, TokenLogprobs, pack_ids, unpack_ids
+from quire.engine.model_folder import STARTER
+from quire.engine.models.architectures import read_model_config
+from quire.engine.models.decoder import Decoder
+from quire.engine.prefix_index import PrefixIndex
+from quire.engine.runner import ModelRunner
+from quire.engine.sampling_params import SamplingParams
+from quire.engine.scheduler import Scheduler, SchedulerConfig
+from quire.engine.step import NewRow, RowWork, Step
+from quire.engine.step_input import StepInput
+
+FAMILIES = ("llama", "mistral", "gpt2")
+MAX_MODEL_LEN = 256
+TOLERANCE = 1e-5
+MARGIN = 1e-3
+
+Prompts = dict[str, tuple[list[int], SamplingParams]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One engine."""
+
+    block_size: int = 16
+    num_tokens: int = 4096
+    budget: int = 512
+    chunk: int | None = None
+    prefix_caching: bool = False
+    shuffle: bool = True
+    max_num_seqs: int = 24
+
+
+@dataclass
+class Result:
+    """What one choice got."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]
+    prompt_logprobs: list[TokenLogprobs | None]
+    num_cached_tokens: int
+    finish_reason: str | None
+
+
+Results = dict[tuple[str, int], Result]
+
+
+class CountingRunner(ModelRunner):
+    """Counts how often each request began: more than once means that it was preempted."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.starts: Counter[str] = Counter()
+
+    def forward(self, step: Step) -> None:
+        self.starts.update(new_row.request_id for new_row in step.new_rows)
+        super().forward(step)
+
+
+class Engine:
+    """A core on a real model; every slot of the cache holds NaN before it is written."""
+
+    def __init__(self, decoder: Decoder, setup: Setup, *, plant: bool = False, faults: Faults = NO_FAULTS) -> None:
+        num_blocks = setup.num_tokens // setup.block_size
+        self.setup = setup
+        self.cache = KVCache(
+            decoder.cache_spec(),
+            CachePlan(num_blocks, setup.block_size, MAX_MODEL_LEN, bytes=0),
+            torch.float32,
+            torch.device("cpu"),
+        )
+        for tensor in itertools.chain.from_iterable(self.cache.layers):
+            tensor.fill_(math.nan)
+        self.runner = CountingRunner(
+            decoder,
+            decoder.kernels,
+            self.cache,
+            max_num_seqs=setup.max_num_seqs,
+            max_model_len=MAX_MODEL_LEN,
+            block_size=setup.block_size,
+            vocab_size=decoder.config.vocab_size,
+        )
+        order = list(range(num_blocks))
+        if setup.shuffle:
+            random.Random(7).shuffle(order)
+        index = PrefixIndex(b"secret") if setup.prefix_caching else None
+        config = SchedulerConfig(
+            max_num_seqs=setup.max_num_seqs,
+            max_num_batched_tokens=setup.budget,
+            max_model_len=MAX_MODEL_LEN,
+            long_prefill_token_threshold=setup.chunk,
+        )
+        pool = BlockPool(num_blocks, setup.block_size, prefix_index=index, order=order)
+        self.core = EngineCore(Scheduler(config, pool, faults), self.runner)
+        self.plant = plant
+        self._clock = itertools.count()
+
+    def run(self, prompts: Prompts) -> Results:
+        """Add everything at once and step until all is done."""
+        if self.plant:
+            self._plant()
+        results: Results = {}
+        for name, (prompt, params) in prompts.items():
+            self.core.add(Add(name, pack_ids(prompt), params), 0.0)
+            results |= {(name, choice): Result([], [], [], 0, None) for choice in range(params.n)}
+        while self.core.has_work():
+            outputs = self.core.step(lambda: float(next(self._clock)))
+            for row in outputs.rows if outputs else ():
+                result = results[row.request_id, row.choice]
+                result.tokens += unpack_ids(row.token_ids)
+                result.logprobs += row.logprobs or ()
+                result.prompt_logprobs += row.prompt_logprobs or ()
+                result.num_cached_tokens = max(result.num_cached_tokens, row.num_cached_tokens)
+                result.finish_reason = row.finish_reason or result.finish_reason
+        assert self.core.check() == ()
+        assert self.core.statistics().num_used_blocks == 0
+        return results
+
+    def preempted_subjects(self) -> int:
+        """How many subjects began more than once."""
+        return sum(count > 1 for name, count in self.runner.starts.items() if name.startswith("subject"))
+
+    def _plant(self) -> None:
+        """From the first step on that reads a subject's earlier tokens, one entry of its block table is wrong."""
+        table, block_size = self.runner._table, self.setup.block_size
+        step_input = table.step_input
+        done = False
+
+        def planted(works: Sequence[RowWork]) -> StepInput:
+            nonlocal done
+            for work in works:
+                if not done and work.start > 0 and self.runner._rows[work.row].request_id.startswith("subject"):
+                    entry = (work.start - 1) // block_size
+                    wrong = (int(table._block_ids[work.row, entry]) + 1) % (self.setup.num_tokens // block_size)
+                    for tensor in itertools.chain.from_iterable(self.cache.layers):
+                        tensor[wrong].normal_()
+                    table._block_ids[work.row, entry] = wrong
+                    done = True
+            return step_input(works)
+
+        table.step_input = planted  # type: ignore[method-assign]
+
+
+@cache
+def load(family: str, folder: Path) -> Decoder:
+    path = STARTER if family == "starter" else tiny_checkpoint(folder, family)
+    torch.set_num_threads(1)
+    return load_model(path, read_model_config(path, family), kernels.select("auto", "cpu"), dtype=torch.float32)
+
+
+@pytest.fixture(params=FAMILIES)
+def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load(request.param, tmp_path_factory.getbasetemp() / "tiny")
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, logprobs=2)
+SEEDED = SamplingParams(temperature=0.9, top_k=40, top_p=0.95, seed=11, max_tokens=8, logprobs=2)
+
+
+def ids(seed: int, count: int, vocab_size: int = 600) -> list[int]:
+    """A made-up prompt."""
+    chooser = random.Random(seed)
+    return [chooser.randrange(5, vocab_size) for _ in range(count)]
+
+
+def subjects() -> Prompts:
+    """The requests that every variant runs: short and long, greedy and sampled, with and without extras."""
+    return {
+        "subject-short": (ids(1, 3), GREEDY),
+        "subject-block": (ids(2, 16), GREEDY),
+        "subject-long": (ids(3, 75), GREEDY),
+        "subject-seeded": (ids(4, 33), SEEDED),
+        "subject-penalised": (ids(5, 20), replace_params(SEEDED, repetition_penalty=1.3, presence_penalty=0.5)),
+        "subject-scored": (ids(6, 40), replace_params(GREEDY, prompt_logprobs=1)),
+    }
+
+
+def neighbours() -> Prompts:
+    """Requests that only stand around."""
+    return {f"other-{i}": (ids(100 + i, 1 + 9 * i), replace_params(SEEDED, max_tokens=4 + i)) for i in range(6)}
+
+
+def replace_params(params: SamplingParams, **fields: object) -> SamplingParams:
+    return SamplingParams(**({name: getattr(params, name) for name in params.__struct_fields__} | fields))
+
+
+_alone: dict[int, Results] = {}
+
+
+def alone(decoder: Decoder) -> Results:
+    """Each subject by itself in an engine of its own; computed once a model."""
+    if id(decoder) not in _alone:
+        results: Results = {}
+        for name, request in subjects().items():
+            results |= Engine(decoder, Setup()).run({name: request})
+        _alone[id(decoder)] = results
+    return _alone[id(decoder)]
+
+
+def assert_same(found: Results, expected: Results) -> None:
+    """Equal tokens, log probabilities within the tolerance, for every key of `expected`."""
+    for key, wanted in expected.items():
+        result = found[key]
+        assert result.tokens == wanted.tokens, key
+        assert result.finish_reason == wanted.finish_reason, key
+        for mine, theirs in (
+            (result.logprobs, wanted.logprobs),
+            (result.prompt_logprobs, wanted.prompt_logprobs),
+        ):
+            assert [entry and entry.token_id for entry in mine] == [entry and entry.token_id for entry in theirs], key
+            assert numbers(mine) == pytest.approx(numbers(theirs), abs=TOLERANCE), key
+
+
+def numbers(entries: Sequence[TokenLogprobs | None]) -> list[float]:
+    return [value for entry in entries if entry for value in (entry.logprob, *entry.top_logprobs)]
+
+
+def in_a_batch(decoder: Decoder, plant: bool) -> Results:
+    return Engine(decoder, Setup(), plant=plant).run(neighbours() | subjects())
+
+
+def in_chunks(decoder: Decoder, plant: bool) -> Results:
+    return Engine(decoder, Setup(budget=24, chunk=7), plant=plant).run(subjects())
+
+
+def from_the_prefix_cache(decoder: Decoder, plant: bool) -> Results:
+    engine = Engine(decoder, Setup(prefix_caching=True))
+    engine.run({f"first-{name}": request for name, request in subjects().items()})
+    engine.plant = plant
+    results = engine.run(subjects())
+    assert results["subject-long", 0].num_cached_tokens == 64
+    assert results["subject-scored", 0].num_cached_tokens == 0
+    return results
+
+
+class PreemptOften(Faults):
+    """Preempts somebody in every seventh step."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def rarely(self, name: str) -> bool:
+        self._calls += name == "scheduler.preempt"
+        return name == "scheduler.preempt" and self._calls % 7 == 0
+
+
+def preempted(decoder: Decoder, plant: bool) -> Results:
+    engine = Engine(decoder, Setup(), plant=plant, faults=PreemptOften())
+    results = engine.run(subjects())
+    assert engine.preempted_subjects() > 0
+    return results
+
+
+def preempted_with_a_prefix_cache(decoder: Decoder, plant: bool) -> Results:
+    engine = Engine(decoder, Setup(prefix_caching=True, block_size=4, budget=64), plant=plant, faults=PreemptOften())
+    results = engine.run(subjects())
+    assert engine.preempted_subjects() > 0
+    return results
+
+
+def in_blocks_of_1(decoder: Decoder, plant: bool) -> Results:
+    return Engine(decoder, Setup(block_size=1), plant=plant).run(subjects())
+
+
+def in_blocks_of_128(decoder: Decoder, plant: bool) -> Results:
+    return Engine(decoder, Setup(block_size=128), plant=plant).run(subjects())
+
+
+def in_blocks_in_order(decoder: Decoder, plant: bool) -> Results:
+    return Engine(decoder, Setup(shuffle=False), plant=plant).run(subjects())
+
+
+VARIANTS: tuple[Callable[[Decoder, bool], Results], ...] = (
+    in_a_batch,
+    in_chunks,
+    from_the_prefix_cache,
+    preempted,
+    preempted_with_a_prefix_cache,
+    in_blocks_of_1,
+    in_blocks_of_128,
+    in_blocks_in_order,
+)
+
+
+def test_the_subjects_can_tell(decoder: Decoder) -> None:
+    """Answers vary, no greedy choice is a close call, and another first token gives another answer."""
+    results = alone(decoder)
+    assert all(result.finish_reason == "length" for result in results.values())
+    assert len({tuple(result.tokens) for result in results.values()}) == len(results)
+    for name in ("subject-short", "subject-block", "subject-long", "subject-scored"):
+        for entry in results[name, 0].logprobs:
+            assert entry.top_logprobs[0] - entry.top_logprobs[1] > MARGIN
+    prompt, params = subjects()["subject-block"]
+    other = Engine(decoder, Setup()).run({"subject-block": ([*ids(999, 1), *prompt[1:]], params)})
+    assert numbers(other["subject-block", 0].logprobs) != pytest.approx(
+        numbers(results["subject-block", 0].logprobs), abs=100 * TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equal_to_alone(variant: Callable[[Decoder, bool], Results], decoder: Decoder) -> None:
+    assert_same(variant(decoder, False), alone(decoder))
+
+
+def test_the_starter_model_answers_equally(tmp_path: Path) -> None:
+    decoder = load("starter", tmp_path)
+    assert_same(in_a_batch(decoder, False), alone(decoder))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_wrong_block_id_is_noticed(variant: Callable[[Decoder, bool], Results], decoder: Decoder) -> None:
+    found = variant(decoder, True)
+    with pytest.raises(AssertionError):
+        assert_same(found, alone(decoder))
+
+
+def test_a_pool_that_is_too_small_changes_nothing(tmp_path: Path) -> None:
+    """Requests that came first grow past what the pool holds; the subjects, which are younger, give way."""
+    decoder = load("llama", tmp_path)
+    first = {f"other-{i}": (ids(200 + i, 2), replace_params(SEEDED, max_tokens=40)) for i in range(6)}
+    engine = Engine(decoder, Setup(num_tokens=MAX_MODEL_LEN, block_size=4, budget=128))
+    results = engine.run(first | subjects())
+    assert engine.preempted_subjects() > 0
+    assert_same(results, alone(decoder))
+
+
+def choices_alone(decoder: Decoder, prompt: list[int], params: SamplingParams) -> Results:
+    """Each choice as a row of its own, one after the other, by hand-made steps."""
+    engine = Engine(decoder, Setup())
+    num_blocks = -(-(len(prompt) + params.max_tokens) // 16)
+    results: Results = {}
+    step_ids = itertools.count(1)
+    for choice in range(params.n):
+        blocks = tuple(range(choice * num_blocks, (choice + 1) * num_blocks))
+        new_row = NewRow(choice, "single", choice, params, pack_ids(prompt), len(prompt))
+        work = [RowWork(choice, 0, len(prompt), blocks, (choice,))]
+        work += [RowWork(choice, len(prompt) + i, 1, (), (choice,)) for i in range(params.max_tokens - 1)]
+        result = results["subject", choice] = Result([], [], [], 0, "length")
+        for each in work:
+            step = Step(next(step_ids), (each,), (new_row,) if each is work[0] else ())
+            engine.runner.forward(step)
+            engine.runner.sample(step)
+            (sampled,) = engine.runner.collect().rows
+            result.tokens += sampled.token_ids
+            result.logprobs += sampled.logprobs or ()
+    return results
+
+
+@pytest.mark.parametrize("num_tokens", [16, 21])
+def test_eight_choices_equal_eight_requests(decoder: Decoder, num_tokens: int) -> None:
+    params, prompt = replace_params(SEEDED, n=8, max_tokens=4), ids(8, num_tokens)
+    single = choices_alone(decoder, prompt, params)
+    assert len({tuple(result.tokens) for result in single.values()}) > 1
+    assert_same(Engine(decoder, Setup(prefix_caching=True)).run({"subject": (prompt, params)}), single)
+    planted = Engine(decoder, Setup(prefix_caching=True), plant=True).run({"subject": (prompt, params)})
+    with pytest.raises(AssertionError):
+        assert_same(planted, single)
