@@ -22,6 +22,8 @@ from quire.kernels.interface import AttentionPlan
 
 TILE = 64
 """Keys a tile."""
+LOG2_E = 1.4426950408889634
+"""Weights are powers of two: where the result underflows MKL's exp takes 7 to 90 ns a value, exp2 below 1 ns."""
 QUERY_TILE = 128
 """Query tokens of one sequence a pass: bounds the memory of the scores, and lets early rows skip late keys."""
 SMALL = 16
@@ -136,22 +138,23 @@ def attend(
     group, width = num_heads // kv_heads, work.width
     if len(work.query_rows) < len(query):
         query = query.index_select(0, work.query_rows)
-    queries = query.float().mul(scale).view(-1, width, kv_heads, group, head_dim).transpose(1, 2)
+    factor = LOG2_E * scale if softcap is None else scale
+    queries = query.float().mul(factor).view(-1, width, kv_heads, group, head_dim).transpose(1, 2)
     queries = queries.reshape(-1, kv_heads, width * group, head_dim)  # [S, kv_heads, rows, D]
     rows = width * group
 
     scores = _scores(queries.index_select(0, work.sequence).flatten(0, 1), _gather(k_cache, work).flatten(0, 1))
     if softcap is not None:
-        scores.div_(softcap).tanh_().mul_(softcap)
+        scores.div_(softcap).tanh_().mul_(softcap * LOG2_E)
     scores.view(-1, kv_heads, width, group, TILE).masked_fill_(work.hidden, float("-inf"))
     scores = scores.view(-1, kv_heads * rows, TILE)  # [N, kv_heads * rows, TILE]
 
     top = _spread(scores.amax(dim=-1), work, float("-inf")).amax(dim=0)  # [S, kv_heads * rows]
     sink = None
     if sinks is not None:
-        sink = sinks.float().view(kv_heads, 1, group).expand(-1, width, -1).reshape(1, -1)
+        sink = sinks.float().mul(LOG2_E).view(kv_heads, 1, group).expand(-1, width, -1).reshape(1, -1)
         top = torch.maximum(top, sink)
-    weights = scores.sub_(top.index_select(0, work.sequence)[..., None]).exp_()
+    weights = scores.sub_(top.index_select(0, work.sequence)[..., None]).exp2_()
 
     values = _gather(v_cache, work)
     values.view(-1, head_dim).index_fill_(0, work.dead, 0.0)  # their weight is 0, and 0 x NaN is NaN
@@ -160,7 +163,7 @@ def attend(
     total = _add_tiles(_spread(partial, work, 0.0), work.first_tile)  # [S, kv_heads * rows, D + 1]
     norm = total[..., head_dim:]
     if sink is not None:
-        norm = norm + torch.exp(sink - top)[..., None]
+        norm = norm + torch.exp2(sink - top)[..., None]
     output = (total[..., :head_dim] / norm).view(-1, kv_heads, width, group, head_dim)
     return output.transpose(1, 2).reshape(-1, num_heads, head_dim).to(query.dtype)
 
