@@ -85,7 +85,7 @@ class LiveIds(msgspec.Struct, frozen=True, tag=True):
 class Query(msgspec.Struct, frozen=True, tag=True):
     """A question outside the token stream, answered by an `Answer` with the same `query_id`.
 
-    kind "statistics": current `Statistics`; "check": runs the invariants and reports used blocks and registered ids.
+    kind "statistics": current `Statistics` and the registered request ids; "check": the invariants too.
     """
 
     query_id: int

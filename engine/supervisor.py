@@ -84,7 +84,7 @@ class ProcessEngine:
         self.process = process
         self.transport = transport
         self._page = page
-        self._exited = asyncio.get_running_loop().create_future()
+        self._exited = asyncio.Event()
         self._pidfd = os.pidfd_open(process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
@@ -107,7 +107,7 @@ class ProcessEngine:
 
     def snapshot(self) -> PageSnapshot | None:
         """See `RunningEngine.snapshot`."""
-        return None if self._exited.done() else self._page.read()
+        return None if self._exited.is_set() else self._page.read()
 
     def dump_stacks(self) -> None:
         """See `RunningEngine.dump_stacks`."""
@@ -116,22 +116,23 @@ class ProcessEngine:
     async def end(self, patience: float) -> int | None:
         """See `RunningEngine.end`."""
         for wait, number in ((patience, signal.SIGTERM), (min(patience, 1.0), signal.SIGKILL)):
-            await asyncio.wait([self._exited], timeout=wait)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._exited.wait(), wait)
             self._signal(number)
-        code: int = await self._exited
+        await self._exited.wait()
         self.transport.close()
-        return code
+        return self.process.returncode
 
     def _signal(self, number: signal.Signals) -> None:
-        if not self._exited.done():
+        if not self._exited.is_set():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        code = self.process.wait()
-        self._exited.set_result(code)
+        self.process.wait()
+        self._exited.set()
         self._page.close()
 
 
@@ -148,6 +149,21 @@ def _popen(command: Sequence[str], connection: int, page: int) -> subprocess.Pop
 def engine_process(command: Sequence[str] = (sys.executable, "-m", "quire.engine")) -> Launch:
     """A `Launch` that starts engine processes."""
     return lambda: ProcessEngine.start(command)
+
+
+class Backoff:
+    """How long to wait before the next start. Pure."""
+
+    def __init__(self) -> None:
+        self._pause = 0.0
+
+    def next(self, num_steps: int) -> float:
+        """Seconds to wait when the last engine died after `num_steps` steps."""
+        low, high = BACKOFF_SECONDS
+        if num_steps >= GOOD_STEPS:
+            self._pause = 0.0
+        pause, self._pause = self._pause, min(max(2 * self._pause, low), high)
+        return pause
 
 
 class Supervisor:
@@ -171,8 +187,8 @@ class Supervisor:
         self._engine: RunningEngine | None = None
         self._ready = False
         self._watch: asyncio.Task[None] | None = None
-        self._pause = 0.0
-        self._num_good_steps = 0
+        self._backoff = Backoff()
+        self._num_steps = 0
         self.restarts = 0
         """Engines that died after the first became ready."""
         self.hangs = 0
@@ -219,11 +235,8 @@ class Supervisor:
 
     async def _restart(self) -> Ready:
         while True:
-            low, high = BACKOFF_SECONDS
-            young = self._num_good_steps < GOOD_STEPS
-            pause, self._pause = (self._pause, min(max(2 * self._pause, low), high)) if young else (0.0, 0.0)
-            await asyncio.sleep(pause)
-            self._num_good_steps = 0
+            await asyncio.sleep(self._backoff.next(self._num_steps))
+            self._num_steps = 0
             try:
                 return await self._start_one()
             except EngineStartError as error:
@@ -270,7 +283,7 @@ class Supervisor:
             self._count(closed)
             last = engine.snapshot()
             if last is not None:
-                self._num_good_steps = last.steps
+                self._num_steps = last.steps
             code = await engine.end(0.1)
             _say(f"the engine is gone ({_exit_words(code)}); restarting it")
 
@@ -293,7 +306,7 @@ class Supervisor:
             page = engine.snapshot()
             if page is None:
                 continue
-            self._num_good_steps = page.steps
+            self._num_steps = page.steps
             if page != seen or not pending():
                 seen, since = page, time.monotonic()
             elif time.monotonic() - since > limit:

@@ -258,4 +258,5 @@ class FakeProcess:
         """Close the line, which ends the task."""
         await asyncio.wait([self._task], timeout=patience)
         self.transport.close()
-        return await self._task
+        await asyncio.wait([self._task])
+        return self._task.result()
