@@ -5,23 +5,17 @@ from __future__ import annotations
 from itertools import permutations
 
 import pytest
-from support.bench import Bench
+from support.bench import Bench, prompt
 from support.fake_runner import FakeRunner
 
 from quire.engine.block_pool import BlockPool
 from quire.engine.messages import Failure
-from quire.engine.prefix_cache import MAX_SHADOW_SECONDS
 from quire.engine.queues import MAX_PASSES, MAX_PREEMPTIONS
 from quire.engine.scheduler import LEASE_SECONDS, Scheduler, SchedulerConfig
 from quire.engine.sequence import Status
 from quire.engine.step import Sampled, SampledRow, Step
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2, 4])
-
-
-def prompt(length: int, first: int = 1) -> list[int]:
-    """`length` token ids that differ from those of another `first`."""
-    return [(first * 7 + position * position) % 50 for position in range(length)]
 
 
 class TestBudget:
@@ -85,191 +79,6 @@ class TestBudget:
         bench.run()
         assert max(len(step.work) for step in bench.runner.log) == 2
         bench.assert_expected()
-
-
-class TestPrefixCache:
-    def test_a_herd_with_one_system_prompt_computes_it_once(self) -> None:
-        system = prompt(48)
-        bench = Bench(num_blocks=512, block_size=16, max_num_seqs=64, budget=256, max_model_len=80)
-        for number in range(64):
-            bench.add(str(number), [*system, number % 50, number // 50, 3], max_tokens=3)
-        bench.run()
-        assert sum(bench.runner.num_computed_tokens.values()) == 48 + 64 * (3 + 2)
-        bench.assert_expected()
-
-    @DEPTHS
-    def test_a_herd_waits_through_the_chunks_of_its_prefix(self, depth: int) -> None:
-        system = prompt(60)
-        bench = Bench(num_blocks=256, budget=8, depth=depth, max_model_len=80)
-        for number in range(8):
-            bench.add(str(number), [*system, number], max_tokens=1)
-        bench.run()
-        assert sum(bench.runner.num_computed_tokens.values()) == 60 + 8
-        bench.assert_expected()
-
-    def test_the_herd_goes_on_when_the_one_ahead_is_cancelled(self) -> None:
-        bench = Bench(budget=8)
-        for number in range(3):
-            bench.add(str(number), [*prompt(40), number], max_tokens=1)
-        bench.step()
-        bench.cancel("0")
-        bench.run()
-        assert bench.answers["0", 0].reason == "aborted"
-        assert bench.answers["1", 0].token_ids == bench.expected["1", 0][0]
-
-    def test_waiting_for_the_prefix_of_another_is_bounded(self) -> None:
-        bench = Bench(threshold=1)
-        for name in ("a", "b"):
-            bench.add(name, prompt(40), max_tokens=1)
-            bench.step()
-        assert len(bench.runner.rows) == 1
-        bench.now += MAX_SHADOW_SECONDS
-        bench.step()
-        assert len(bench.runner.rows) == 2
-        bench.run()
-        bench.assert_expected()
-
-    def test_a_hit_leaves_the_last_token_to_compute(self) -> None:
-        bench = Bench(block_size=4)
-        for name in ("a", "b"):
-            bench.add(name, prompt(8), max_tokens=1)
-            bench.run()
-        assert bench.runner.num_computed_tokens == {"a": 8, "b": 4}
-        assert bench.answers["b", 0].rows[0].num_cached_tokens == 4
-        statistics = bench.core.statistics()
-        assert (statistics.prefix_cache_queries, statistics.prefix_cache_hits) == (8, 4)
-        assert (statistics.num_prompt_tokens, statistics.num_cached_tokens) == (16, 4)
-
-    def test_generated_blocks_are_found_by_the_next_turn(self) -> None:
-        bench = Bench(block_size=4)
-        bench.add("a", prompt(6), max_tokens=10)
-        bench.run()
-        turn = prompt(6) + bench.answers["a", 0].token_ids
-        bench.add("b", [*turn, 1, 2], max_tokens=3)
-        bench.run()
-        assert bench.answers["b", 0].rows[0].num_cached_tokens == 12, "15 of 16 tokens were computed"
-        bench.assert_expected()
-
-    def test_salt_separates_tenants(self) -> None:
-        bench = Bench()
-        for number, salt in enumerate([b"x", b"y", b"x"]):
-            bench.add(str(number), prompt(17), salt=salt, max_tokens=4)
-            bench.run()
-        assert [bench.answers[str(number), 0].rows[0].num_cached_tokens for number in range(3)] == [0, 0, 16]
-        bench.assert_expected()
-
-    @DEPTHS
-    def test_no_wrong_token_with_hashes_of_six_bits(self, depth: int) -> None:
-        bench = Bench(num_blocks=200, hash_bits=6, block_size=2, depth=depth)
-        for number in range(40):
-            bench.add(
-                str(number), prompt(8, number % 5) + prompt(6, number % 3), salt=(b"a", b"b")[number % 2], max_tokens=6
-            )
-        bench.run()
-        bench.assert_expected()
-
-    def test_prompt_logprobs_compute_every_position_and_publish(self) -> None:
-        bench = Bench(block_size=4, budget=7)
-        bench.add("a", prompt(17), max_tokens=1)
-        bench.run()
-        bench.add("b", prompt(17), max_tokens=2, prompt_logprobs=0)
-        bench.run()
-        assert bench.runner.num_computed_tokens["b"] == 17 + 1
-        first, second = bench.answers["b", 0].rows
-        assert second.prompt_logprobs is None
-        assert first.prompt_logprobs is not None
-        assert first.prompt_logprobs[0] is None
-        assert [entry.token_id for entry in first.prompt_logprobs[1:] if entry] == prompt(17)[1:]
-        bench.assert_expected()
-
-    def test_prompt_logprobs_of_a_choice_that_was_preempted_are_whole(self) -> None:
-        bench = Bench(budget=7, depth=2)
-        bench.add("old", prompt(3, 2), max_tokens=20)
-        bench.add("a", prompt(17), max_tokens=2, prompt_logprobs=0, n=2)
-        bench.step()
-        bench.step()
-        bench.scheduler._preempt_someone()
-        bench.run()
-        rows = [row for row in bench.answers["a", 0].rows if row.prompt_logprobs is not None]
-        assert len(rows) == 1
-        assert [entry.token_id for entry in rows[0].prompt_logprobs[1:]] == prompt(17)[1:]
-        assert all(row.prompt_logprobs is None for row in bench.answers["a", 1].rows)
-        bench.assert_expected()
-
-
-class TestForks:
-    @DEPTHS
-    @pytest.mark.parametrize("length", [15, 16, 17])
-    def test_eight_choices_share_the_blocks_of_their_prompt(self, depth: int, length: int) -> None:
-        bench = Bench(block_size=4, depth=depth)
-        bench.add("a", prompt(length), n=8, max_tokens=6)
-        while not all(bench.answers["a", choice].token_ids for choice in range(8)):
-            bench.step()
-        tables = [sequence.block_table for sequence in bench.sequences(Status.RUNNING)]
-        assert len(tables) == 8
-        assert len({tuple(table[: length // 4]) for table in tables}) == 1
-        assert sum(len(step.block_copies) for step in bench.runner.log) <= 7
-        bench.run()
-        assert bench.runner.num_computed_tokens["a"] == length + 8 * 5
-        assert sum(len(step.block_copies) for step in bench.runner.log) == (7 if length % 4 else 0)
-        bench.assert_expected()
-
-    @DEPTHS
-    @pytest.mark.parametrize("caching", [True, False])
-    def test_choices_without_a_row_are_queued(self, depth: int, caching: bool) -> None:
-        bench = Bench(max_num_seqs=3, depth=depth, caching=caching)
-        bench.add("a", prompt(13), n=8, max_tokens=5)
-        bench.run()
-        bench.assert_expected()
-
-    @DEPTHS
-    def test_choices_without_a_block_are_queued(self, depth: int) -> None:
-        bench = Bench(num_blocks=None, block_size=8, max_model_len=32, depth=depth)
-        bench.add("a", prompt(29), n=4, max_tokens=3)
-        bench.run()
-        bench.assert_expected()
-
-    @DEPTHS
-    @pytest.mark.parametrize("max_tokens", [0, 1])
-    def test_choices_that_end_with_their_prompt(self, depth: int, max_tokens: int) -> None:
-        bench = Bench(depth=depth)
-        bench.add("a", prompt(6), n=3, max_tokens=max_tokens)
-        bench.run()
-        assert bench.runner.num_computed_tokens["a"] == 6
-        bench.assert_expected()
-
-    @DEPTHS
-    @pytest.mark.parametrize("after", range(6))
-    @pytest.mark.parametrize("choice", [0, 1, None])
-    def test_a_choice_that_is_cancelled_leaves_the_others_alone(
-        self, depth: int, after: int, choice: int | None
-    ) -> None:
-        bench = Bench(depth=depth, budget=6)
-        bench.add("a", prompt(10), n=3, max_tokens=4)
-        for _ in range(after):
-            bench.step()
-        bench.cancel("a", choice)
-        bench.cancel("a", choice)
-        bench.run()
-        for number in range(3):
-            answer = bench.answers["a", number]
-            if number == choice or choice is None:
-                assert answer.reason in ("aborted", "length")
-            else:
-                assert (answer.token_ids, answer.reason) == bench.expected["a", number]
-
-    @DEPTHS
-    def test_one_failing_choice_ends_its_request_and_no_other(self, depth: int) -> None:
-        failure = Failure("model_numerics", "not finite")
-        bench = Bench(
-            depth=depth,
-            fails=lambda step_id, row, request_id: failure if request_id == "a" and step_id == 4 and row == 1 else None,
-        )
-        bench.add("a", prompt(10), n=3, max_tokens=9)
-        bench.add("b", prompt(11), max_tokens=9)
-        bench.run()
-        assert {bench.answers["a", choice].reason for choice in range(3)} == {"error"}
-        assert bench.answers["b", 0].token_ids == bench.expected["b", 0][0]
 
 
 class TestPreemption:
@@ -355,6 +164,17 @@ class TestQueue:
         assert {row.request_id for row in bench.step()} == {"0", "1"}, "both would leave too little after two more"
         bench.add("two", prompt(5, 2), max_tokens=1)
         assert "two" in {row.request_id for row in bench.step()}
+
+    def test_cached_blocks_that_a_hit_takes_from_the_free_list_count_against_the_watermark(self) -> None:
+        bench = Bench(num_blocks=16)
+        bench.add("a", prompt(40, 1), max_tokens=1)
+        bench.run()
+        bench.add("running", prompt(5, 2), max_tokens=30)
+        bench.step()
+        assert (bench.pool.num_free, bench.pool.num_cached) == (14, 11)
+        bench.add("all", [*prompt(40, 1), *prompt(14, 3)], max_tokens=1)
+        bench.add("all but one", [*prompt(40, 1), *prompt(10, 4)], max_tokens=1)
+        assert {row.request_id for row in bench.step()} == {"running", "all but one"}
 
     def test_priority_goes_before_arrival(self) -> None:
         bench = Bench(max_num_seqs=1, policy="priority")

@@ -22,6 +22,11 @@ VOCAB_SIZE = 50
 Choice = tuple[str, int]
 
 
+def prompt(length: int, first: int = 1) -> list[int]:
+    """`length` token ids that differ from those of another `first`."""
+    return [(first * 7 + position * position) % 50 for position in range(length)]
+
+
 class RareFaults(Faults):
     """Takes each rare branch with a probability of its own, from a seed; counts how often."""
 
