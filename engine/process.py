@@ -20,6 +20,7 @@ from quire.engine.hardware import Hardware, available_memory, count_cores
 from quire.engine.kv_cache import CachePlan, CacheWish, KVCache, block_bytes, plan_cache
 from quire.engine.loader import choose_dtype, load_model
 from quire.engine.messages import Progress, Ready
+from quire.engine.model_folder import STARTER
 from quire.engine.models.architectures import read_model_config
 from quire.engine.models.config import CacheSpec
 from quire.engine.planted_faults import plant
@@ -119,7 +120,8 @@ def build_engine(
         device=resolved.device,
         kernels=f"{backend.name} kernels on {resolved.device}, {resolved.threads} threads; {reason}",
         seconds=stopwatch.seconds,
-        notes=(*model_config.warnings, *plan.notes),
+        # The Python code in the starter's folder is ours: it made the weights.
+        notes=(*(model_config.warnings if folder != STARTER else ()), *plan.notes),
     )
     return core, ready
 
