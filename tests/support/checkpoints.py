@@ -203,6 +203,7 @@ def _llama_weights(config: dict[str, Any], matrix: Any, vector: Any) -> dict[str
 def _gpt2_weights(config: dict[str, Any], matrix: Any, vector: Any) -> dict[str, Tensor]:
     """GPT-2's names; its linear layers are stored [in, out]."""
     hidden = config["n_embd"]
+    inner = config.get("n_inner") or 4 * hidden
     weights = {
         "transformer.wte.weight": matrix(config["vocab_size"], hidden, 1.0),
         "transformer.wpe.weight": matrix(config["n_positions"], hidden, 1.0),
@@ -217,11 +218,13 @@ def _gpt2_weights(config: dict[str, Any], matrix: Any, vector: Any) -> dict[str,
         for name, shape in (
             ("attn.c_attn", (hidden, 3 * hidden)),
             ("attn.c_proj", (hidden, hidden)),
-            ("mlp.c_fc", (hidden, 4 * hidden)),
-            ("mlp.c_proj", (4 * hidden, hidden)),
+            ("mlp.c_fc", (hidden, inner)),
+            ("mlp.c_proj", (inner, hidden)),
         ):
             weights[f"{prefix}{name}.weight"] = matrix(*shape, 2.0, fan_in=shape[0])
             weights[f"{prefix}{name}.bias"] = vector(shape[1], 0.0)
+    if not config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = matrix(config["vocab_size"], hidden, 2.0)
     return weights
 
 
