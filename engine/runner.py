@@ -142,7 +142,7 @@ class ModelRunner:
     def forward(self, step: Step) -> None:
         """Bring rows and blocks up to date, then compute hidden states of every work's tokens."""
         for row in step.released_rows:
-            del self._rows[row]
+            self._rows.pop(row, None)  # unknown when the step that was to create it failed as a whole
         for new_row in step.new_rows:
             self._rows[new_row.row] = self._create(new_row)
         self._watch.begin_step([self._rows[work.row].request_id for work in step.work])

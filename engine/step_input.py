@@ -24,14 +24,12 @@ Int32Array = npt.NDArray[np.int32]
 class StepInput:
     """What the model reads in one step: T tokens of S sequences, sequence by sequence.
 
-    `input_ids` int64 [T], `positions` int64 [T] (absolute), `plan` where each token's keys and values lie, `last_rows`
-    int64 [S] the index of each sequence's last token among the T.
+    `input_ids` int64 [T], `positions` int64 [T] (absolute), `plan` where each token's keys and values lie.
     """
 
     input_ids: Tensor
     positions: Tensor
     plan: AttentionPlan
-    last_rows: Tensor
 
 
 class RowTable:
@@ -112,4 +110,4 @@ class RowTable:
             seq_lens_list=tuple(ends.tolist()),
         )
         input_ids = torch.from_numpy(self._token_ids[token_rows, positions].astype(np.int64))
-        return StepInput(input_ids, torch.from_numpy(positions), plan, torch.from_numpy(query_start[1:] - 1))
+        return StepInput(input_ids, torch.from_numpy(positions), plan)

@@ -26,7 +26,9 @@ GREEDY = SamplingParams(temperature=0)
 class Bench:
     """A runner on a toy model, and steps written by hand; block ids are dealt from a shuffled deck."""
 
-    def __init__(self, num_blocks: int = 64, encode: bool = False, watch: StepWatch | None = None) -> None:
+    def __init__(
+        self, encode: bool = False, watch: StepWatch | None = None, vocab_size: int = VOCAB, num_blocks: int = 64
+    ) -> None:
         self.model = ToyModel(VOCAB)
         plan = CachePlan(num_blocks, BLOCK, max_model_len=64, bytes=0)
         self.cache = KVCache([TOY_SPEC], plan, torch.float32, torch.device("cpu"))
@@ -40,7 +42,7 @@ class Bench:
             max_num_seqs=16,
             max_model_len=64,
             block_size=BLOCK,
-            vocab_size=VOCAB,
+            vocab_size=vocab_size,
             watch=watch,
         )
         generator = torch.Generator().manual_seed(1)
@@ -279,6 +281,18 @@ def test_logits_that_are_no_numbers_fail_their_row(value: float, params: Samplin
     assert sampled.rows[0].token_ids == first.rows[0].token_ids
 
 
+def test_padded_columns_do_not_exist() -> None:
+    bench = Bench(vocab_size=VOCAB - 17)
+    bench.model.head[VOCAB - 17 :] = math.nan
+    params = [GREEDY, SamplingParams(temperature=2, seed=1), SamplingParams(seed=2, top_k=0, top_p=0.99, logprobs=20)]
+    new = [bench.new(row, [1 + row, 2], each) for row, each in enumerate(params)]
+    first = bench.run(new=new, work=[bench.work(row, 2) for row in range(3)])
+    tokens = advance(bench, {row.row: list(row.token_ids) for row in first.rows}, 20)
+    assert all(token < VOCAB - 17 for sampled in tokens.values() for token in sampled)
+    assert first.rows[2].logprobs is not None
+    assert max(first.rows[2].logprobs[0].top_token_ids) < VOCAB - 17
+
+
 def test_prompt_logprobs_that_are_no_numbers_fail_in_the_middle_of_a_prompt() -> None:
     bench = Bench()
     bench.model.embedding[49] = math.nan
@@ -311,6 +325,14 @@ def test_work_beyond_its_row_fails_that_row() -> None:
     new = [bench.new(0, [1, 2, 3]), bench.new(1, [1, 2, 3])]
     bench.run(new=new, work=[bench.work(0, 3), bench.work(1, 3)])
     assert codes(bench.run(work=[RowWork(0, 3, 4, (), (0,)), bench.work(1)])) == ["internal_error", None]
+
+
+def test_a_step_that_fails_as_a_whole_leaves_a_runner_that_works() -> None:
+    bench = Bench()
+    with pytest.raises(KeyError):
+        bench.run(work=[RowWork(3, 0, 1, (1,), (3,))])
+    again = bench.run(new=[bench.new(0, [1, 2, 3])], work=[bench.work(0, 3)], released=(3,))
+    assert list(again.rows[0].token_ids) == generate({0: [1, 2, 3]}, 1)[0]
 
 
 def test_results_are_collected_in_the_order_of_the_steps() -> None:
