@@ -106,6 +106,11 @@ def _request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
     given = _first(headers, b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
+    return new_request_id()
+
+
+def new_request_id() -> bytes:
+    """The id of a request whose client named none."""
     return b"req-" + secrets.token_hex(16).encode()
 
 

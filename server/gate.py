@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from quire.server.edge import new_request_id
 from quire.server.errors import unavailable
 from quire.server.exchange import JSON, Exchange, Receive, Scope, Send
 from quire.server.limits import Limits
@@ -29,6 +30,7 @@ class Gate:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             exchange = Exchange(scope, receive, send, self._limits)
+            exchange.extra_headers.append((b"x-request-id", new_request_id()))
             if scope["path"].removeprefix(scope.get("root_path", "")) in _ALIVE:
                 await exchange.respond(200, b'{"status":"ok","engine":"loading","restarts":0}', JSON)
             else:

@@ -13,7 +13,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from quire.server.edge import headers_too_large
+from quire.server.edge import headers_too_large, new_request_id
 from quire.server.errors import ApiError, unavailable
 from quire.server.limits import Limits
 
@@ -127,8 +127,14 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._refused = True
         self._stop_header_timer()
         body = error.encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        lines = [f"{name}: {value}\r\n".encode() for name, value in (*headers, *error.headers)]
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("x-request-id", new_request_id().decode()),
+            ("connection", "close"),
+            *error.headers,
+        ]
+        lines = [f"{name}: {value}\r\n".encode() for name, value in headers]
         if self._is_between_requests():
             self.transport.write(b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body)))
         self.transport.close()

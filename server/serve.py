@@ -155,11 +155,13 @@ class _Life:
         try:
             # The engine's process is on its way: now there is time for the imports that answers need.
             self._open(await in_daemon_thread(_import_create_app), engine, model)
-            if model.tokenizer.files.templates:
+            if settings.model is not None or settings.chat_template is not None:
+                # The template that ships with the package is known to behave.
                 await in_daemon_thread(lambda: check_templates(model.tokenizer.files, model.tokenizer.model_name))
             facts = await starting
         finally:
             starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         self.progress.close()
         for line in start_lines(facts, time.monotonic() - started):
             logger.info("%s", line)

@@ -153,6 +153,7 @@ async def test_headers_that_are_too_large(engine: StubEngine, lines: list[str]) 
         status, headers, body = await read_answer(reader)
         assert (status, json.loads(body)["error"]["code"]) == (431, "headers_too_large")
         assert headers["connection"] == "close"
+        assert headers["x-request-id"].startswith("req-")
         writer.close()
     assert engine.requests == []
 
@@ -262,6 +263,7 @@ async def test_gate_answers_before_there_is_an_application(engine: StubEngine) -
         status, headers, body = await read_answer(reader)
         assert (status, json.loads(body)["error"]["code"]) == (503, "model_loading")
         assert headers["retry-after"]
+        assert headers["x-request-id"].startswith("req-")
         gate.open(stub_app(engine, limits))
         writer.write(request(ASK))
         assert (await read_answer(reader))[0] == 200
