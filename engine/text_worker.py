@@ -2,9 +2,10 @@
 
 Templates and tokenizers are foreign code on foreign input. Small requests run in a thread of the HTTP process; large
 ones, and the trial render of a model folder at start, come here. One request at a time, answered over pipes: a frame
-is a little-endian uint32 length and that many bytes of msgpack. What does not answer within its time is killed, and
-the next call starts a new process. The worker may use WORKER_MEMORY_BYTES more than its start needs, so that a
-template that fills the memory ends itself.
+is a little-endian uint32 length and that many bytes of msgpack. A call has CALL_SECONDS of processor time, which a busy
+machine does not shorten: the kernel ends the worker (SIGPROF) at that moment, in whatever code it is, and the next call
+starts a new one. The worker may use WORKER_MEMORY_BYTES more than its start needs, so that a template that fills the
+memory ends itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -26,7 +28,9 @@ from quire.engine.errors import ModelError
 from quire.engine.tokenizer_files import TokenizerFiles
 
 CALL_SECONDS = 2.0
-START_SECONDS = 20.0
+START_SECONDS = 60.0
+WALL_FACTOR = 10
+"""A worker that is not even running is killed after so many times the processor time of its call."""
 WORKER_MEMORY_BYTES = 1 << 30
 _LENGTH = struct.Struct("<I")
 _TRIAL_TOOL: dict[str, Any] = {
@@ -74,6 +78,13 @@ class EncodeChat(msgspec.Struct, frozen=True, tag=True):
 Call = TrialRender | Load | EncodeText | EncodeChat
 
 
+class Order(msgspec.Struct, frozen=True):
+    """One call and its processor time."""
+
+    call: Call
+    seconds: float
+
+
 class Result(msgspec.Struct, frozen=True):
     """What came of a call: ids, or the template's own refusal."""
 
@@ -90,7 +101,7 @@ class TextWorker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, call: Call, seconds: float = CALL_SECONDS) -> Result:
-        """The result of `call`; raises TextWorkTimeout after `seconds` (counted from a running worker)."""
+        """The result of `call`; raises TextWorkTimeout when it takes more than `seconds` of processor time."""
         with self._lock:
             if self._process is None:
                 self._process = _start()
@@ -108,16 +119,19 @@ class TextWorker:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + WALL_FACTOR * seconds
         try:
-            payload = _encoder.encode(call)
+            payload = _encoder.encode(Order(call, seconds))
             _write(stdin.fileno(), _LENGTH.pack(len(payload)) + payload, deadline)
             (length,) = _LENGTH.unpack(_read(stdout.fileno(), _LENGTH.size, deadline))
             return _results.decode(_read(stdout.fileno(), length, deadline))
         except (TimeoutError, OSError, EOFError) as error:
+            process = self._process
+            if not isinstance(error, TimeoutError):
+                process.wait()  # it died: its return code says of what
+            in_time = process.returncode not in (None, -signal.SIGPROF)
             self._kill()
-            reason = f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else "the worker died"
-            raise TextWorkTimeout(reason) from error
+            raise TextWorkTimeout("the worker died" if in_time else f"no answer within {seconds:g} s") from error
 
     def _kill(self) -> None:
         process, self._process = self._process, None
@@ -232,7 +246,9 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
     answers.write(b"!")
     answers.flush()
     while header := requests.read(_LENGTH.size):
-        call = _calls.decode(requests.read(_LENGTH.unpack(header)[0]))
+        order = _orders.decode(requests.read(_LENGTH.unpack(header)[0]))
+        call = order.call
+        signal.setitimer(signal.ITIMER_PROF, order.seconds)
         if isinstance(call, Load):
             from quire.engine.tokenizer import Tokenizer
 
@@ -241,6 +257,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
         else:
             result = _answer(call, tokenizer)
         payload = _encoder.encode(result)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(_LENGTH.pack(len(payload)) + payload)
         answers.flush()
 
@@ -262,7 +279,7 @@ def main() -> None:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_calls: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
+_orders = msgspec.msgpack.Decoder(Order)
 _results = msgspec.msgpack.Decoder(Result)
 
 if __name__ == "__main__":
