@@ -17,6 +17,8 @@ from typing import Any
 
 from quire.server.errors import ApiError, quoted
 
+MAX_FIELDS = 256
+"""Of one body; looking for misspelt names takes time for each."""
 MAX_NAMED = 20
 """Ignored fields that the header names."""
 
@@ -110,6 +112,8 @@ WHY: Mapping[str, str] = {
 
 def check_fields(body: Mapping[str, Any], table: Mapping[str, Kind], *, strict: bool) -> list[str]:
     """Refuse what cannot be honoured; return the names of the fields that are ignored."""
+    if len(body) > MAX_FIELDS:
+        raise ApiError("too_many_items", f"The body has {len(body)} fields, and the limit is {MAX_FIELDS}.")
     ignored: list[str] = []
     for name, value in body.items():
         kind = table.get(name)

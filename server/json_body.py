@@ -17,7 +17,8 @@ from quire.server.errors import ApiError
 MAX_DEPTH = 64
 MAX_NODES = 200_000
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# An unterminated string matches to the end: were it no match, every quote in it would start a search of its own.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _STRING_OR_BRACKET = re.compile(_STRING.pattern + rb"|[\[\]{}]", re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")

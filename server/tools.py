@@ -14,6 +14,8 @@ from quire.server.reader import Reader
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _SCHEMA_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 MAX_SCHEMA_DEPTH = 32
+MAX_PATTERN_CHARACTERS = 32 << 10
+"""Of all patterns of a request together: compiling one takes time."""
 _BROKEN_EVERYWHERE = ("unterminated", "missing )", "unbalanced", "nothing to repeat", "multiple repeat")
 
 
@@ -50,6 +52,7 @@ def _check_tools(tools: list[Any], limit: int) -> None:
     if len(tools) > limit:
         raise ApiError("too_many_items", f"tools has {len(tools)} items, and the limit is {limit}.", "tools")
     names: set[str] = set()
+    spent = 0
     for index, tool in enumerate(tools):
         path = f"tools[{index}]"
         if not isinstance(tool, dict):
@@ -68,11 +71,14 @@ def _check_tools(tools: list[Any], limit: int) -> None:
         names.add(name)
         function.string("description", max_length=16384, min_length=0)
         function.boolean("strict")
-        _check_parameters(function)
+        spent = _check_parameters(function, spent)
 
 
-def _check_parameters(function: Reader) -> None:
-    """A schema is only shown to the model; what no reader could make sense of is refused all the same."""
+def _check_parameters(function: Reader, spent: int) -> int:
+    """A schema is only shown to the model; what no reader could make sense of is refused all the same.
+
+    `spent` counts characters of the patterns so far; returns it with this schema's.
+    """
     parameters = function.object("parameters")
     field = function.name("parameters")
     pending: list[tuple[Any, int]] = [(parameters, 1)]
@@ -83,7 +89,7 @@ def _check_parameters(function: Reader) -> None:
         if depth > MAX_SCHEMA_DEPTH:
             raise ApiError("invalid_value", f"{field} is nested deeper than {MAX_SCHEMA_DEPTH} levels.", field)
         _check_type(node.get("type"), field)
-        _check_pattern(node.get("pattern"), field)
+        spent = _check_pattern(node.get("pattern"), field, spent)
         properties = node.get("properties")
         if properties is not None and not isinstance(properties, dict):
             raise ApiError("invalid_type", f"{field}: properties must be an object.", field)
@@ -91,6 +97,7 @@ def _check_parameters(function: Reader) -> None:
         for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
             children += node[key] if isinstance(node.get(key), list) else []
         pending += [(child, depth + 1) for child in children]
+    return spent
 
 
 def _check_type(kind: Any, field: str) -> None:
@@ -101,11 +108,14 @@ def _check_type(kind: Any, field: str) -> None:
             raise ApiError("invalid_value", text, field)
 
 
-def _check_pattern(pattern: Any, field: str) -> None:
+def _check_pattern(pattern: Any, field: str, spent: int) -> int:
     if pattern is None:
-        return
+        return spent
     if not isinstance(pattern, str) or len(pattern) > 4096:
         raise ApiError("invalid_value", f"{field}: pattern must be a string of at most 4096 characters.", field)
+    spent += len(pattern)
+    if spent > MAX_PATTERN_CHARACTERS:
+        raise ApiError("too_many_items", f"tools: more than {MAX_PATTERN_CHARACTERS} characters of patterns.", "tools")
     try:
         with warnings.catch_warnings(action="ignore"):
             re.compile(pattern)
@@ -113,6 +123,7 @@ def _check_pattern(pattern: Any, field: str) -> None:
         # JSON Schema speaks ECMAScript's dialect: only what is broken in every dialect is refused.
         if not isinstance(error, re.error) or error.msg.startswith(_BROKEN_EVERYWHERE):
             raise ApiError("invalid_value", f"{field}: {quoted(pattern)} is not a pattern.", field) from None
+    return spent
 
 
 def _check_choice(choice: Any, tools: list[Any] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx
@@ -84,6 +85,29 @@ async def test_json(http: httpx.AsyncClient, engine: StubEngine, body: bytes, co
     assert (error["code"], error["param"]) == (code, param)
     assert says in error["message"], error["message"]
     assert engine.requests == []
+
+
+HOSTILE = [
+    b'{"a": "' + b'\\"' * 2_000_000,
+    b'"\\' * 1_300_000,
+    b'{"a": "' + b"\\" * 3_999_999,
+    b'"' * 4_000_000,
+    b"[" * 4_000_000,
+    b"{" * 100_000 + b'"' * 3_000_000,
+    b'{"a":' * 64 + b'"\\"' * 1_000_000,
+    b"[[]," * 90_000,
+    b'{"logit_bias": {' + b",".join(b'"%d": 1' % i for i in range(150_000)) + b"}}",
+    b"{" + b",".join(b'"max_token%d": 1' % i for i in range(150_000)) + b"}",
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+async def test_hostile_bodies_take_no_time(http: httpx.AsyncClient, body: bytes) -> None:
+    """Four megabytes that were made to be slow: processor time, with a wide margin, since quadratic is minutes."""
+    began = time.process_time()
+    response = await http.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert time.process_time() - began < 3
+    check_envelope(response, 400)
 
 
 async def test_structure_inside_strings_counts_for_nothing(http: httpx.AsyncClient) -> None:

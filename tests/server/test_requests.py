@@ -116,8 +116,8 @@ async def test_ignored_fields_are_named(http: httpx.AsyncClient) -> None:
     assert response.headers["x-ignored-fields"] == "zebra, na\\xefve\\x2c \\r\\n, messages[0].mood"
     streamed = await http.post(CHAT, json={**body, "stream": True})
     assert "zebra" in streamed.headers["x-ignored-fields"]
-    many = await http.post(COMPLETIONS, json={**PROMPT, **{f"zebra{i}": 1 for i in range(500)}})
-    assert many.headers["x-ignored-fields"].endswith("and 480 more")
+    many = await http.post(COMPLETIONS, json={**PROMPT, **{f"zebra{i}": 1 for i in range(100)}})
+    assert many.headers["x-ignored-fields"].endswith("and 80 more")
 
 
 async def test_strict_refuses_them(engine: StubEngine) -> None:

@@ -131,6 +131,7 @@ BOTH: list[tuple[str, dict[str, Any], str | None, str, str]] = [
     ("B084 priority", {"priority": "high"}, "priority", "invalid_type", "integer"),
     ("B084 deadline", {"deadline_ms": -1}, "deadline_ms", "invalid_value", ""),
     ("B084 deadline high", {"deadline_ms": 10**12}, "deadline_ms", "invalid_value", ""),
+    ("fields", {f"zebra{i}": 1 for i in range(300)}, None, "too_many_items", "256"),
     ("seed", {"seed": 2**63}, "seed", "invalid_value", ""),
     ("seed word", {"seed": "x"}, "seed", "invalid_type", ""),
     ("bad words", {"bad_words": [""]}, "bad_words[0]", "invalid_value", ""),
@@ -221,6 +222,13 @@ CHAT_ONLY: list[tuple[str, dict[str, Any], str | None, str, str]] = [
         "tools[0].function.parameters",
         "invalid_value",
         "pattern",
+    ),
+    (
+        "B081 patterns",
+        {"tools": [tool(f"f{i}", parameters={"pattern": "a" * 4000}) for i in range(20)]},
+        "tools",
+        "too_many_items",
+        "patterns",
     ),
     (
         "B081 deep",
