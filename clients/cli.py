@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. An error is one line on stderr; a traceback only with --debug."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(words)
+        exit_code = _run(words)
+        sys.stdout.flush()
+        return exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -29,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        exit_code = _exit_code(error)
-        if exit_code is None or "--debug" in words:
+        known = _exit_code(error)
+        if known is None or "--debug" in words:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return exit_code
+        return known
 
 
 def _run(words: list[str]) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -283,3 +286,12 @@ def test_control_characters_reach_pipes_but_no_terminal() -> None:
     text = "a\x1b[2Jb\tc\né\x9b"
     assert printable(text, io.StringIO()) == text
     assert printable(text, Terminal()) == "a�[2Jb\tc\né�"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "quire.clients.cli", "serve", "--help"]
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (141, "")
