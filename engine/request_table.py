@@ -6,6 +6,7 @@ Every choice of an opened request ends in exactly one of: a delivered delta with
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from quire.engine.messages import Add, Cancel, CancelReason, Failure, FinishReas
 from quire.engine.outputs import TextDelta
 
 TableState = Literal["loading", "ready", "restarting", "draining", "failed"]
+
+log = logging.getLogger("quire.engine")
 
 RETRY_AFTER_BOUNDS = (1.0, 60.0)
 _RATE_SAMPLES = 64
@@ -232,7 +235,12 @@ class RequestTable:
         entry = self._entries.get(row.request_id)
         if entry is None or row.choice not in entry.open_choices:
             return []
-        delta = entry.detokenizers[row.choice].push(row)
+        try:
+            delta = entry.detokenizers[row.choice].push(row)
+        except Exception as error:  # a fault of ours that this request brought out ends this request alone
+            log.exception("request %s: its text could not be made", row.request_id)
+            failure = Failure("internal_error", f"the text could not be made ({type(error).__name__})", 500)
+            return self._cancel(row.request_id, "client_gone") + self._fail([row.request_id], failure, now)
         if delta is None:
             return []
         if delta.finish_reason == "error" and len(entry.open_choices) > 1:

@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from quire.engine.config import EngineConfig
@@ -49,7 +50,7 @@ class RunningEngine(Protocol):
     transport: HttpTransport
 
     def snapshot(self) -> PageSnapshot | None:
-        """What its progress page says; None when it has none."""
+        """What its progress page says, or said last; None when it has none."""
 
     def dump_stacks(self) -> None:
         """Ask it to write its stacks to stderr."""
@@ -85,6 +86,7 @@ class ProcessEngine:
         self.transport = transport
         self._page = page
         self._exited = asyncio.Event()
+        self._last_page: PageSnapshot | None = None
         self._pidfd = os.pidfd_open(process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
@@ -107,7 +109,7 @@ class ProcessEngine:
 
     def snapshot(self) -> PageSnapshot | None:
         """See `RunningEngine.snapshot`."""
-        return None if self._exited.is_set() else self._page.read()
+        return self._last_page or self._page.read()
 
     def dump_stacks(self) -> None:
         """See `RunningEngine.dump_stacks`."""
@@ -132,8 +134,9 @@ class ProcessEngine:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.process.wait()
-        self._exited.set()
+        self._last_page = self._page.read()
         self._page.close()
+        self._exited.set()
 
 
 def _popen(command: Sequence[str], connection: int, page: int) -> subprocess.Popen[bytes]:
@@ -239,7 +242,7 @@ class Supervisor:
             self._num_steps = 0
             try:
                 return await self._start_one()
-            except EngineStartError as error:
+            except Exception as error:  # whatever it was, the next attempt is all that can be done
                 _say(f"the engine could not be restarted: {error}; trying again")
 
     async def _start_one(self) -> Ready:
@@ -267,7 +270,7 @@ class Supervisor:
         except EngineStartError:
             await engine.end(1.0)
             raise
-        except asyncio.CancelledError:
+        except BaseException:
             await engine.end(0.0)
             raise
 
@@ -281,14 +284,17 @@ class Supervisor:
                     self._listener.engine_said(await engine.transport.receive())
         except TransportClosed as closed:
             self._count(closed)
-            last = engine.snapshot()
-            if last is not None:
-                self._num_steps = last.steps
             code = await engine.end(0.1)
             _say(f"the engine is gone ({_exit_words(code)}); restarting it")
+        except Exception:  # a fault of ours while handling what it said: nothing in flight can be trusted
+            _say("a message of the engine could not be handled; restarting it\n" + traceback.format_exc())
+            await engine.end(0.0)
+        page = engine.snapshot()
+        self._num_steps = 0 if page is None else page.steps
 
     @contextlib.asynccontextmanager
-    async def _killed_when_hung(self, limit: float, pending: Callable[[], bool]):  # type: ignore[no-untyped-def]
+    async def _killed_when_hung(self, limit: float, pending: Callable[[], bool]) -> AsyncIterator[None]:
+        """Watch the engine while the body runs."""
         watchdog = asyncio.create_task(self._watch_for_hang(limit, pending))
         try:
             yield
@@ -304,10 +310,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(min(limit / 10, 1.0))
             page = engine.snapshot()
-            if page is None:
-                continue
-            self._num_steps = page.steps
-            if page != seen or not pending():
+            if page is None or page != seen or not pending():
                 seen, since = page, time.monotonic()
             elif time.monotonic() - since > limit:
                 self.hangs += 1
@@ -332,4 +335,6 @@ def _exit_words(code: int | None) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"quire: {text}", file=sys.stderr, flush=True)
+    """To stderr; a closed or full one is nobody's reason to stop serving."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"quire: {text}", file=sys.stderr, flush=True)

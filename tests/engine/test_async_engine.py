@@ -13,7 +13,8 @@ from support.tokenizers import starter_tokenizer
 from quire.engine import async_engine
 from quire.engine.async_engine import AsyncEngine, GenerateStream
 from quire.engine.config import EngineConfig
-from quire.engine.messages import Add, Cancel, Failure, LiveIds, Query, StartFailed
+from quire.engine.detokenizer import Detokenizer
+from quire.engine.messages import Add, Cancel, Failure, LiveIds, OutputRow, Query, StartFailed
 from quire.engine.outputs import GenerateRequest, RequestFailed, TextDelta
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.supervisor import EngineStartError
@@ -179,6 +180,40 @@ async def test_death_fails_what_is_in_flight_and_the_next_request_works() -> Non
             await asyncio.sleep(0)
         assert (engine.restarts, fake.launches) == (1, 2)
         assert (await fold(engine.generate(request(max_tokens=3))))[0].num_output_tokens == 3
+
+
+async def test_a_fault_of_ours_restarts_the_engine_and_serving_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with engine_with() as (engine, fake):
+        with monkeypatch.context() as patch:
+            patch.setattr(GenerateStream, "deliver", lambda self, delta, last: 1 / 0)
+            with pytest.raises(RequestFailed) as failed:
+                await fold(engine.generate(request()))
+        assert failed.value.failure.code == "engine_restarting"
+        assert "ZeroDivisionError" in capsys.readouterr().err
+        await until(lambda: engine.state == "ready")
+        assert (await fold(engine.generate(request(max_tokens=3))))[0].num_output_tokens == 3
+        assert fake.launches == 2
+
+
+async def test_a_fault_in_one_text_ends_that_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = Detokenizer.push
+    async with engine_with() as (engine, fake):
+        fake.hold()
+        bad, good = engine.generate(request(max_tokens=3)), engine.generate(request(max_tokens=4))
+
+        def fail_one(self: Detokenizer, row: OutputRow) -> TextDelta | None:
+            assert row.request_id != bad.request_id, "planted"
+            return push(self, row)
+
+        monkeypatch.setattr(Detokenizer, "push", fail_one)
+        fake.release()
+        with pytest.raises(RequestFailed, match="AssertionError") as failed:
+            await fold(bad)
+        assert (failed.value.failure.code, failed.value.failure.status) == ("internal_error", 500)
+        assert (await fold(good))[0].num_output_tokens == 4
+        assert engine.restarts == 0
 
 
 async def test_one_failed_choice_fails_its_siblings_and_nobody_else() -> None:
