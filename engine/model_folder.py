@@ -48,9 +48,9 @@ def resolve_model(
     HF_HUB_CACHE and HF_TOKEN count. Raises ModelError (M01-M03, M22; unknown name; hub out of reach).
     """
     path = Path(name_or_path).expanduser()
-    if os.path.lexists(path):
+    if name_or_path and os.path.lexists(path):
         check_folder(path, name_or_path, allow_symlinks=allow_symlinks)
-        return path
+        return path.absolute()
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_like_path or not HUB_NAME.fullmatch(name_or_path) or ".." in name_or_path or "--" in name_or_path:
         raise ModelError(
