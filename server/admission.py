@@ -27,14 +27,11 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def reserve(self, body_bytes: int) -> Ticket:
-        """A place for a request whose body has arrived. Raises server_is_overloaded."""
-        if self.body_bytes + body_bytes > self.limits.in_flight_body_bytes:
-            raise self._overloaded(f"bodies in flight exceed {self.limits.in_flight_body_bytes} bytes")
+    def enter(self) -> Ticket:
+        """A place for a request, before anything of its body is read."""
         self.num_requests += 1
         self._idle.clear()
-        self.body_bytes += body_bytes
-        return Ticket(self, body_bytes)
+        return Ticket(self)
 
     async def wait_idle(self, seconds: float) -> bool:
         """Wait until no request is under way, at most so long; whether that is so."""
@@ -50,6 +47,14 @@ class Admission:
             return 0.0
         span = max(self._clock() - self._ends[0], 1e-3)
         return waiting * span / len(self._ends)
+
+    def _take_body(self, ticket: Ticket, num_bytes: int) -> None:
+        if self.body_bytes + num_bytes > self.limits.in_flight_body_bytes:
+            error = self._overloaded(f"bodies in flight exceed {self.limits.in_flight_body_bytes} bytes")
+            error.close = True
+            raise error
+        self.body_bytes += num_bytes
+        ticket.body_bytes += num_bytes
 
     def _take_sequences(self, ticket: Ticket, sequences: int, max_running: int, deadline_seconds: float | None) -> None:
         if self.num_sequences + sequences > max_running + self.max_queued:
@@ -83,11 +88,16 @@ class Admission:
 class Ticket:
     """One request's reservations; a context manager that gives all of them back."""
 
-    def __init__(self, admission: Admission, body_bytes: int) -> None:
+    def __init__(self, admission: Admission) -> None:
         self._admission: Admission | None = admission
-        self.body_bytes = body_bytes
+        self.body_bytes = 0
         self.sequences = 0
         self.token_bytes = 0
+
+    def take_body(self, num_bytes: int) -> None:
+        """Reserve room for a piece of the body. Raises server_is_overloaded."""
+        assert self._admission is not None
+        self._admission._take_body(self, num_bytes)
 
     def take_sequences(self, sequences: int, max_running: int, deadline_seconds: float | None = None) -> None:
         """Reserve queue places, all or none. Raises server_is_overloaded."""

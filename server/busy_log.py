@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 from quire.engine.messages import Statistics
+
+if TYPE_CHECKING:
+    from quire.server.generation import Engine
 
 INTERVAL_SECONDS = 10.0
 logger = logging.getLogger("quire.server")
@@ -31,12 +35,12 @@ def busy_line(before: Statistics, now: Statistics, seconds: float) -> str | None
     )
 
 
-async def log_while_busy(engine: object, interval: float = INTERVAL_SECONDS) -> None:
+async def log_while_busy(engine: Engine, interval: float = INTERVAL_SECONDS) -> None:
     """Log that line until cancelled."""
     before = Statistics()
     while True:
         await asyncio.sleep(interval)
-        now: Statistics = engine.statistics  # type: ignore[attr-defined]
+        now = engine.statistics
         if (line := busy_line(before, now, interval)) is not None:
             logger.info("%s", line)
         before = now

@@ -74,8 +74,9 @@ class Exchange:
         params: dict[str, str] = self.scope.get("path_params", {})
         return params
 
-    async def body(self) -> bytes:
-        """The whole body. Raises ApiError for one that is too large or too slow, ClientGone for one cut short."""
+    async def body(self, take: Callable[[int], None]) -> bytes:
+        """The whole body; `take` reserves room for each piece. Raises ApiError for one that is too large or too slow,
+        ClientGone for one cut short."""
         pieces: list[bytes] = []
         size = 0
         try:
@@ -88,6 +89,7 @@ class Exchange:
                     size += len(piece)
                     if size > self.limits.body_bytes:
                         raise body_too_large(self.limits.body_bytes)
+                    take(len(piece))
                     pieces.append(piece)
                     self._more_body = message.get("more_body", False)
         except TimeoutError:

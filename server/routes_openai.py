@@ -34,8 +34,8 @@ class OpenAIRoutes:
         service = self.service
         arrival = service.clock()
         facts = service.facts()
-        body, ignored, size = await service.read_body(exchange, CHAT_FIELDS)
-        with service.admission.reserve(size) as ticket:
+        with service.admission.enter() as ticket:
+            body, ignored = await service.read_body(exchange, CHAT_FIELDS, ticket)
             rules, auto_tools = service.rules(facts), service.settings.enable_auto_tool_choice
             request = read_chat(body, service.models, rules, service.limits, auto_tools=auto_tools)
             service.name_ignored(exchange, ignored + request.ignored)
@@ -50,8 +50,8 @@ class OpenAIRoutes:
         service = self.service
         arrival = service.clock()
         facts = service.facts()
-        body, ignored, size = await service.read_body(exchange, COMPLETION_FIELDS)
-        with service.admission.reserve(size) as ticket:
+        with service.admission.enter() as ticket:
+            body, ignored = await service.read_body(exchange, COMPLETION_FIELDS, ticket)
             request = read_completion(body, service.models, service.rules(facts), service.limits)
             service.name_ignored(exchange, ignored)
             if request.options.truncate_prompt_tokens is None:

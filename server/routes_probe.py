@@ -7,7 +7,7 @@ from importlib.metadata import version
 from quire.server.errors import unavailable
 from quire.server.exchange import Exchange
 from quire.server.metrics import CONTENT_TYPE
-from quire.server.service import Service
+from quire.server.service import Service, draining
 
 _HTML = (b"content-type", b"text/html; charset=utf-8")
 _PAGE_HEADERS = (
@@ -53,7 +53,7 @@ class ProbeRoutes:
         """GET /ready: 200 while new work is welcome."""
         service = self.service
         if service.leaving:
-            raise unavailable("server_draining", "The server is shutting down.", 5)
+            raise draining()
         facts = service.facts()
         admission = service.admission
         room = facts.max_num_seqs + admission.max_queued * _READY_SHARE

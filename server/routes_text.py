@@ -31,14 +31,14 @@ class TextRoutes:
         """POST /tokenize with `prompt` or `messages`: {count, max_model_len, tokens}."""
         service = self.service
         facts = service.facts()
-        body, ignored, size = await service.read_body(exchange, TOKENIZE_FIELDS)
-        with service.admission.reserve(size):
+        with service.admission.enter() as ticket:
+            body, ignored = await service.read_body(exchange, TOKENIZE_FIELDS, ticket)
             service.name_ignored(exchange, ignored)
             reader = Reader(body)
             if reader.get("model") is not None:
                 read_model(reader, service.models)
             strings = reader.boolean("return_token_strs")
-            check_byte_bound(size, service.text.tokenizer, facts.max_model_len * _CONTEXTS, "prompt")
+            check_byte_bound(ticket.body_bytes, service.text.tokenizer, facts.max_model_len * _CONTEXTS, "prompt")
             ids = await self._ids(reader, facts)
             answer: dict[str, Any] = {"count": len(ids), "max_model_len": facts.max_model_len, "tokens": ids}
             if strings:
@@ -49,8 +49,8 @@ class TextRoutes:
         """POST /detokenize with `tokens`: {prompt}."""
         service = self.service
         facts = service.facts()
-        body, ignored, size = await service.read_body(exchange, DETOKENIZE_FIELDS)
-        with service.admission.reserve(size):
+        with service.admission.enter() as ticket:
+            body, ignored = await service.read_body(exchange, DETOKENIZE_FIELDS, ticket)
             service.name_ignored(exchange, ignored)
             reader = Reader(body)
             if reader.get("model") is not None:

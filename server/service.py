@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from quire.engine.messages import Ready
 from quire.engine.outputs import GenerateRequest
 from quire.engine.sampling_params import MAX_BAD_WORD_TOKENS
 from quire.engine.text_worker import TextWorker
-from quire.server.admission import Admission
+from quire.server.admission import Admission, Ticket
 from quire.server.auth import KeyRing
 from quire.server.errors import ApiError, unavailable
 from quire.server.exchange import Exchange
-from quire.server.fields import check_fields, ignored_header
+from quire.server.fields import Kind, check_fields, ignored_header
 from quire.server.generation import Engine
 from quire.server.json_body import parse_object
 from quire.server.limits import Limits
@@ -80,7 +80,7 @@ class Service:
         """Raise model_loading, engine_restarting or server_draining unless new work is welcome."""
         state = self.engine.state
         if self.draining or state == "draining":
-            raise unavailable("server_draining", "The server is shutting down.", 5)
+            raise draining()
         if state == "loading":
             raise unavailable("model_loading", "The model is still loading.", 2)
         if state == "failed":
@@ -102,11 +102,12 @@ class Service:
         text = "\n".join((self.models[0], facts.dtype, facts.device, facts.kernels))
         return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    async def read_body(self, exchange: Exchange, table: Any) -> tuple[dict[str, Any], list[str], int]:
-        """The body as an object with checked field names, the fields that are ignored, and its size in bytes."""
-        raw = await exchange.body()
-        body = parse_object(raw)
-        return body, check_fields(body, table, strict=self.settings.strict), len(raw)
+    async def read_body(
+        self, exchange: Exchange, table: Mapping[str, Kind], ticket: Ticket
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The body as an object with checked field names, and the names of the fields that are ignored."""
+        body = parse_object(await exchange.body(ticket.take_body))
+        return body, check_fields(body, table, strict=self.settings.strict)
 
     def name_ignored(self, exchange: Exchange, names: list[str]) -> None:
         """Name ignored fields in the answer's headers; under --strict, refuse them."""
@@ -150,6 +151,13 @@ class Service:
             key_id=exchange.caller.key_id,
             deadline=deadline,
         )
+
+
+def draining() -> ApiError:
+    """The refusal of a server that is told to stop; the connection ends, so that the next request goes elsewhere."""
+    error = unavailable("server_draining", "The server is shutting down.", 5)
+    error.close = True
+    return error
 
 
 def model_name(settings: ServerSettings) -> str:

@@ -217,6 +217,18 @@ async def test_draining_refuses_and_lets_finish(app: FastAPI, http: httpx.AsyncC
     assert await service.admission.wait_idle(1)
 
 
+async def test_bodies_in_flight_are_bounded_while_they_arrive(engine: StubEngine) -> None:
+    limits = Limits(in_flight_body_bytes=1000)
+    app = create_app(ServerSettings(served_model_name=["stub"]), engine, StubTokenizer(), limits=limits)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        refused = await http.post(CHAT, json={**ASK, "metadata": {"a": "x" * 2000}})
+        served = await http.post(CHAT, json=ASK)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_is_overloaded")
+    assert refused.headers["connection"] == "close", "the rest stays unread"
+    assert served.status_code == 200
+    assert_idle(app, engine)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -227,13 +239,15 @@ class Clock:
 
 def test_admission_gives_back_whatever_the_end() -> None:
     admission = Admission(Limits(in_flight_body_bytes=100, queued_token_bytes=40), 2, Clock())
-    with admission.reserve(60) as ticket:
+    with admission.enter() as ticket:
+        ticket.take_body(60)
         ticket.take_sequences(2, max_running=1)
         ticket.take_tokens(10)
         with pytest.raises(ApiError) as full:
-            admission.reserve(41)
+            ticket.take_body(41)
         assert full.value.code == "server_is_overloaded"
-        with admission.reserve(40) as other:
+        with admission.enter() as other:
+            other.take_body(40)
             with pytest.raises(ApiError):
                 other.take_sequences(2, max_running=1)
             other.take_sequences(1, max_running=1)
@@ -250,13 +264,13 @@ def test_wait_is_estimated_from_the_rate_of_ends() -> None:
     assert admission.estimated_wait(1, 50) == 0.0, "unknown yet"
     for _ in range(10):
         clock.now += 2.0
-        with admission.reserve(0) as ticket:
+        with admission.enter() as ticket:
             ticket.take_sequences(1, max_running=1)
-    with admission.reserve(0) as ticket:
+    with admission.enter() as ticket:
         ticket.take_sequences(11, max_running=1)
         wait = admission.estimated_wait(1)
         assert 15 <= wait <= 20, "ten wait, one ends about every two seconds"
-        with admission.reserve(0) as late:
+        with admission.enter() as late:
             with pytest.raises(ApiError) as refused:
                 late.take_sequences(1, max_running=1, deadline_seconds=5)
             late.take_sequences(1, max_running=1, deadline_seconds=60)
