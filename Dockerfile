@@ -1,9 +1,12 @@
-# docker build -t quire .                        CPU
+# docker build -t quire .                        CPU; with --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU
+#                                                wheels> without the gigabytes of CUDA that the default torch brings
 # docker build -t quire --build-arg DEVICE=gpu . CUDA (run with --gpus all)
 # docker run -p 8000:8000 -v quire-models:/models -e QUIRE_API_KEY=... quire [MODEL] [flags]
 
 FROM python:3.11-slim AS build
 ARG DEVICE=cpu
+# pip reads it from the environment; a CPU wheel has the higher local version, so it wins where the index has one.
+ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/quire
 WORKDIR /source
@@ -15,9 +18,7 @@ COPY server server
 COPY clients clients
 COPY benchmarks benchmarks
 COPY models models
-# The CPU build has the higher local version, so the extra index wins where it is given.
-RUN if [ "$DEVICE" = gpu ]; then /opt/quire/bin/pip install ".[gpu]"; \
-    else /opt/quire/bin/pip install .; fi
+RUN if [ "$DEVICE" = gpu ]; then /opt/quire/bin/pip install ".[gpu]"; else /opt/quire/bin/pip install .; fi
 
 FROM python:3.11-slim
 ARG DEVICE=cpu

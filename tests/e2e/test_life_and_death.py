@@ -20,6 +20,11 @@ def libraries(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
+def load(server: ServerProcess) -> dict[str, int]:
+    answer: dict[str, int] = httpx.get(server.url + "/load").json()
+    return answer
+
+
 def test_http_process_has_no_torch(starter: ServerProcess) -> None:
     assert "libtorch" in libraries(starter.engine_pid())
     assert "libtorch" not in libraries(starter.process.pid)
@@ -59,8 +64,7 @@ async def test_two_hundred_abandoned_streams_leave_nothing(starter: ServerProces
 
         await asyncio.gather(*(open_and_leave(number) for number in range(200)))
     starter.wait_idle()
-    load = httpx.get(starter.url + "/load").json()
-    assert load["num_requests"] == 0
+    assert load(starter)["num_requests"] == 0
 
 
 async def test_killed_engine_under_load() -> None:
@@ -94,7 +98,8 @@ async def test_killed_engine_under_load() -> None:
                 assert int(response.headers["retry-after"]) >= 1
         server.wait_ready()
         assert server.engine_pid() != first_engine
-        answer = httpx.post(server.url + "/v1/chat/completions", json={**STORY, "max_tokens": 5}, timeout=30)
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            answer = await client.post("/v1/chat/completions", json={**STORY, "max_tokens": 5})
         assert answer.status_code == 200
         assert server.metric("quire:engine_restarts_total") == 1
 
