@@ -90,7 +90,7 @@ class CpuKernels:
         """Rotate the first R features of every head."""
         cos, sin = cos_sin.index_select(0, positions)[:, None].unbind(2)
         half = cos.shape[-1]
-        halves = x[..., : 2 * half].unflatten(-1, (2, half))
+        halves = x[..., : 2 * half].view(*x.shape[:2], 2, half)
         rotated = halves * cos.unsqueeze(2)
         rotated[:, :, 0].addcmul_(halves[:, :, 1], sin, value=-1)
         rotated[:, :, 1].addcmul_(halves[:, :, 0], sin)
