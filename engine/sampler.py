@@ -27,8 +27,10 @@ from quire.engine.messages import Failure, TokenLogprobs
 from quire.engine.row_sampling import RowSampling
 from quire.kernels.noise import gumbel, noise_key
 
-FIRST_CANDIDATES = 1024
+FIRST_CANDIDATES = 128
 """top_p looks among this many most likely tokens before it sorts the whole row."""
+NOISE_TOKENS = 1 << 16
+"""Noise is made for so many tokens at a time: what it needs on the way stays in the processor's cache."""
 _SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
@@ -106,7 +108,10 @@ def _draw(scores: Tensor, rows: Sequence[RowSampling]) -> list[int]:
 
 def _draw_whole(scores: Tensor, keys: Tensor) -> list[int]:
     token_ids = torch.arange(scores.shape[1])
-    tokens: list[int] = (scores + gumbel(keys.unsqueeze(1), token_ids)).argmax(dim=1).tolist()
+    rows_at_once = max(1, NOISE_TOKENS // scores.shape[1])
+    tokens: list[int] = []
+    for some_scores, some_keys in zip(torch.split(scores, rows_at_once), torch.split(keys, rows_at_once), strict=True):
+        tokens += (some_scores + gumbel(some_keys.unsqueeze(1), token_ids)).argmax(dim=1).tolist()
     return tokens
 
 
@@ -139,7 +144,10 @@ def _rank_thresholds(weights: Tensor, rows: Sequence[RowSampling], candidates: i
     vocab_size = weights.shape[1]
     top_k = [min(row.params.top_k, vocab_size) if row.params.top_k > 0 else vocab_size for row in rows]
     candidates = min(vocab_size, max(k if k < vocab_size else candidates for k in top_k))
-    ordered = weights.topk(candidates, dim=1).values
+    if candidates < vocab_size:
+        ordered = weights.topk(candidates, dim=1).values
+    else:
+        ordered = weights.sort(dim=1, descending=True).values
     mass = ordered.to(torch.float64).cumsum(dim=1)
     last = torch.tensor([min(k, candidates) - 1 for k in top_k]).unsqueeze(1)
     limited = torch.tensor([k < vocab_size for k in top_k]).unsqueeze(1)
