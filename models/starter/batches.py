@@ -13,7 +13,7 @@ from models.starter.data.dialogue import dialogue
 from models.starter.data.world import World
 from models.starter.rendering import render, token_id
 
-POOL = 384
+POOL = 768
 ROUND = 16
 CONTEXT = 2048
 

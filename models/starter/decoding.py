@@ -68,7 +68,7 @@ def decode_rows(
 
 
 def decode(
-    model: StarterModel, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, limit: int = 320
+    model: StarterModel, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, limit: int = 400
 ) -> list[str]:
     """The model's text for each prompt, in order; prompts of similar length share a batch."""
     ends = {token_id(tokenizer, "<|im_end|>"), token_id(tokenizer, "<|endoftext|>")}

@@ -70,6 +70,9 @@ SCORES: dict[str, Callable[[str, Any], bool]] = {
     "stories": keeps,
 }
 
+LIMITS = {"arithmetic": 60, "json": 140, "tool call": 140, "stories": 400}
+LIMIT = 200
+
 
 class Examination:
     """One model under one way of sampling; remembers what went wrong."""
@@ -84,7 +87,8 @@ class Examination:
     def ask(self, family: str, prompts: list[Prompt], rendered: list[str]) -> None:
         """Decode and score one family."""
         score = SCORES.get(family, same)
-        for prompt, text in zip(prompts, decode(self.model, self.tokenizer, rendered, self.sampling), strict=True):
+        texts = decode(self.model, self.tokenizer, rendered, self.sampling, LIMITS.get(family, LIMIT))
+        for prompt, text in zip(prompts, texts, strict=True):
             good = score(text, prompt["expect"])
             self.asked[family] += 1
             self.right[family] += good

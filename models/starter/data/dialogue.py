@@ -24,7 +24,7 @@ MIXTURE: list[tuple[Family, float]] = [
     (numbers.multiplication, 0.015),
     (numbers.counting, 0.015),
     (records.record, 0.19),
-    (stories.story, 0.075),
+    (stories.story, 0.055),
     (everyday.fixed, 0.07),
     (everyday.capital, 0.035),
     (everyday.letters, 0.05),
