@@ -1,6 +1,6 @@
 """What a caller may ask of the tokens of one request, and the ranges of it. Torch-free: both processes read it.
 
-`check` is the only place that knows the ranges; the HTTP routes and `LLM` call it, once, at the edge, and then `prepare`.
+`check` is the only place that knows the ranges; the HTTP routes and `LLM` call it once, at the edge, then `prepare`.
 """
 
 from __future__ import annotations
