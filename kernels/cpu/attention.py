@@ -25,7 +25,11 @@ TILE = 64
 LOG2_E = 1.4426950408889634
 """Weights are powers of two: where the result underflows MKL's exp takes 7 to 90 ns a value, exp2 below 1 ns."""
 QUERY_TILE = 128
-"""Query tokens of one sequence a pass: bounds the memory of the scores, and lets early rows skip late keys."""
+"""Query tokens of one sequence a pass, at most: lets early rows skip late keys."""
+MAX_SCORES = 2**19
+"""Query tokens x keys of one sequence a pass (for each head): 128 x 4,096, fewer queries where there are more keys."""
+MAX_TILES = 2048
+"""Key tiles x kv heads that sequences sharing a pass may gather: 64 MiB of keys at head_dim 128."""
 SMALL = 16
 """Sequences with equally many query tokens, at most this many, share a pass."""
 
@@ -58,20 +62,38 @@ class Pass:
 
 
 def make_passes(plan: AttentionPlan, kv_heads: int, block_size: int, window: int | None) -> list[Pass]:
-    """Cut a step into passes: sequences with the same small number of query tokens together, long ones in pieces."""
+    """Cut a step into passes: sequences with the same small number of query tokens together, long ones in pieces.
+
+    How the cuts fall bounds the memory of a pass and changes no bits.
+    """
     groups: dict[int, list[tuple[int, int]]] = defaultdict(list)  # width -> [(sequence, first query row)]
     passes = []
-    for sequence in range(len(plan.seq_lens_list)):
+    for sequence, seq_len in enumerate(plan.seq_lens_list):
         begin, end = plan.query_start_list[sequence], plan.query_start_list[sequence + 1]
         if end - begin <= SMALL:
             groups[end - begin].append((sequence, begin))
             continue
-        for row in range(begin, end, QUERY_TILE):
-            passes.append(_make_pass(plan, [(sequence, row)], min(QUERY_TILE, end - row), kv_heads, block_size, window))
-    for width, work in groups.items():
-        if width:
-            passes.append(_make_pass(plan, work, width, kv_heads, block_size, window))
+        piece = max(SMALL, min(QUERY_TILE, MAX_SCORES // _num_keys(seq_len, window)))
+        for row in range(begin, end, piece):
+            passes.append(_make_pass(plan, [(sequence, row)], min(piece, end - row), kv_heads, block_size, window))
+    for width, members in groups.items():
+        shared: list[tuple[int, int]] = []
+        tiles = 0
+        for sequence, row in members if width else []:
+            more = kv_heads * -(-_num_keys(plan.seq_lens_list[sequence], window) // TILE)
+            if shared and tiles + more > MAX_TILES:
+                passes.append(_make_pass(plan, shared, width, kv_heads, block_size, window))
+                shared, tiles = [], 0
+            shared.append((sequence, row))
+            tiles += more
+        if shared:
+            passes.append(_make_pass(plan, shared, width, kv_heads, block_size, window))
     return passes
+
+
+def _num_keys(seq_len: int, window: int | None) -> int:
+    """Keys that a pass over the end of a sequence sees, at most."""
+    return seq_len if window is None else min(seq_len, window + QUERY_TILE)
 
 
 def _make_pass(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from support.kernel_cases import CASES, AttentionCase, AttentionProblem, cut_plan, make_problem
+from support.kernel_cases import CASES, RAGGED, AttentionCase, AttentionProblem, cut_plan, make_problem
 from torch import Tensor
 
-from quire.kernels import Kernels, KernelsRefused, select
+from quire.kernels import AttentionPlan, Kernels, KernelsRefused, select
+from quire.kernels.cpu import attention
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS_ARE_KNOWN = torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -98,9 +101,9 @@ def test_wrong_block_changes_the_answer(backend: Kernels) -> None:
     assert torch.equal(found[1], right[1])
 
 
-def make_plan_like(problem: AttentionProblem):  # type: ignore[no-untyped-def]
+def make_plan_like(problem: AttentionProblem) -> AttentionPlan:
     """A new plan of the same values; backends may keep what they built for an old one."""
-    return type(problem.plan)(**vars(problem.plan))
+    return dataclasses.replace(problem.plan)
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 128])
@@ -154,6 +157,18 @@ def run_chunks(
         output.append(found[others // 2 : others // 2 + chunk])
         done += chunk
     return torch.cat(output)
+
+
+def test_cuts_that_bound_memory_change_nothing(backend: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long contexts and large batches are computed in smaller passes, to the same bits."""
+    problem = make_problem(AttentionCase(RAGGED))
+    whole = attend(backend, problem)
+    monkeypatch.setattr(attention, "MAX_TILES", 4)
+    monkeypatch.setattr(attention, "MAX_SCORES", 1000)
+    cut = make_plan_like(problem)
+    assert len(attention.make_passes(cut, 2, 16, None)) > len({new for _, new in RAGGED})
+    found = attend(backend, dataclasses.replace(problem, plan=cut))
+    assert_same_rows(found, whole)
 
 
 # --- the other operations --------------------------------------------------------------------------------------------
