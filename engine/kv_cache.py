@@ -27,6 +27,7 @@ DEFAULT_BYTES = 4 << 30
 DEFAULT_SHARE = 0.4
 SMALL_SHARE = 1 / 8
 _ALIGNMENT = 4096
+_PIECE_BYTES = 2 << 20
 _MADV_POPULATE_WRITE = 23
 """Make every page present and writable in one call; Linux 5.14 and later, and without a name in Python's mmap."""
 
@@ -151,10 +152,17 @@ def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: tor
 
 
 def _populate(whole: Tensor) -> int:
-    """Make every page present, whatever it holds; 0, or the errno (EINVAL: a kernel that cannot)."""
+    """Make every page present, whatever it holds; 0, or the errno (EINVAL: a kernel that cannot).
+
+    Piece by piece: the address space is locked meanwhile, and other threads must get memory in between.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    address, length = ctypes.c_void_p(whole.data_ptr()), ctypes.c_size_t(whole.nbytes)
-    return ctypes.get_errno() if libc.madvise(address, length, _MADV_POPULATE_WRITE) else 0
+    for offset in range(0, whole.nbytes, _PIECE_BYTES):
+        address = ctypes.c_void_p(whole.data_ptr() + offset)
+        length = ctypes.c_size_t(min(_PIECE_BYTES, whole.nbytes - offset))
+        if libc.madvise(address, length, _MADV_POPULATE_WRITE):
+            return ctypes.get_errno()
+    return 0
 
 
 def gib(size: int) -> str:

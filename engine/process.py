@@ -28,7 +28,7 @@ from quire.engine.prefix_index import PrefixIndex
 from quire.engine.resolve import Resolved, resolve
 from quire.engine.runner import ModelRunner, StepWatch, Unwatched
 from quire.engine.scheduler import Scheduler, SchedulerConfig
-from quire.engine.warm_up import find_token_budget, run_prompt
+from quire.engine.warm_up import SMALL_WEIGHTS, choose_threads, find_token_budget, run_prompt
 
 
 def ignore_progress(progress: Progress) -> None:
@@ -103,6 +103,10 @@ def build_engine(
         vocab_size=resolved.vocab_size,
         watch=watch,
     )
+    threads = resolved.threads
+    if config.threads is None and threads > 1 and decoder.weights_bytes <= SMALL_WEIGHTS:
+        num_tokens_that_fit = min(plan.num_tokens, plan.max_model_len)
+        threads = choose_threads(runner, threads, num_tokens_that_fit=num_tokens_that_fit, block_size=plan.block_size)
     budget = _warm_up(runner, resolved.max_num_batched_tokens, plan, max_num_seqs)
     progress(Progress("warmup", 1, 1))
     stopwatch.lap("warmup")
@@ -118,7 +122,7 @@ def build_engine(
         kv_cache_bytes=plan.bytes,
         dtype=str(dtype).removeprefix("torch."),
         device=resolved.device,
-        kernels=f"{backend.name} kernels on {resolved.device}, {resolved.threads} threads; {reason}",
+        kernels=f"{backend.name} kernels on {resolved.device}, {threads} thread{'s' * (threads > 1)}; {reason}",
         seconds=stopwatch.seconds,
         # The Python code in the starter's folder is ours: it made the weights.
         notes=(*(model_config.warnings if folder != STARTER else ()), *plan.notes),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
+
 from quire.engine.messages import pack_ids
 from quire.engine.runner import ModelRunner
 from quire.engine.sampling_params import SamplingParams
@@ -14,6 +16,9 @@ STEP_SECONDS = 0.25
 """What the token budget of one step is worth: how long a running stream may wait for others' prompts."""
 MIN_TOKENS = 32
 MAX_TOKENS = 8192
+SMALL_WEIGHTS = 256 << 20
+"""Bytes of weights up to which a model may be too small for several threads."""
+WORTH_THREADS = 1.25
 _LONG_ENOUGH = 0.04
 """A prompt that took this many seconds tells the rate."""
 
@@ -32,17 +37,45 @@ def find_token_budget(
     """
     num_tokens = min(MIN_TOKENS, num_tokens_that_fit)
     while True:
-        times = []
-        for _ in range(2):
-            start = clock()
-            run_prompt(runner, num_tokens, block_size)
-            times.append(clock() - start)
-        seconds = min(times)
+        seconds = _time_prompt(runner, num_tokens, block_size, clock)
         if seconds >= _LONG_ENOUGH or num_tokens * 2 > min(num_tokens_that_fit, MAX_TOKENS):
             break
         num_tokens *= 2
     budget = int(num_tokens * STEP_SECONDS / max(seconds, 1e-6))
     return max(MIN_TOKENS, min(MAX_TOKENS, budget) // MIN_TOKENS * MIN_TOKENS)
+
+
+def choose_threads(
+    runner: ModelRunner,
+    most: int,
+    *,
+    num_tokens_that_fit: int,
+    block_size: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """One thread, unless `most` compute a short prompt `WORTH_THREADS` times as fast; torch is left at the choice.
+
+    For small models only: what their threads wait for each other is more than they share, and the cores are left to the
+    HTTP process.
+    """
+    num_tokens = min(MIN_TOKENS, num_tokens_that_fit)
+    seconds = {}
+    for threads in (1, most):
+        torch.set_num_threads(threads)
+        seconds[threads] = _time_prompt(runner, num_tokens, block_size, clock)
+    chosen = most if seconds[1] > WORTH_THREADS * seconds[most] else 1
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def _time_prompt(runner: ModelRunner, num_tokens: int, block_size: int, clock: Callable[[], float]) -> float:
+    """Seconds of the better of two passes."""
+    times = []
+    for _ in range(2):
+        start = clock()
+        run_prompt(runner, num_tokens, block_size)
+        times.append(clock() - start)
+    return min(times)
 
 
 def run_prompt(runner: ModelRunner, num_tokens: int, block_size: int) -> None:

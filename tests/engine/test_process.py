@@ -13,6 +13,7 @@ import torch
 from support.checkpoints import tiny_checkpoint
 from support.toy_model import TOY_SPEC, ToyKernels, ToyModel
 
+from quire.engine import warm_up
 from quire.engine.__main__ import serve
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError, ModelError, QuireError, UsageError
@@ -40,7 +41,7 @@ from quire.engine.progress_page import ProgressPage
 from quire.engine.resolve import Resolved, resolve
 from quire.engine.runner import ModelRunner
 from quire.engine.sampling_params import SamplingParams
-from quire.engine.warm_up import find_token_budget
+from quire.engine.warm_up import choose_threads, find_token_budget
 
 MIB = 1 << 20
 
@@ -140,6 +141,21 @@ def test_token_budget_is_what_a_quarter_second_computes(
     assert abs(found - budget) <= 32
     assert found % 32 == 0
     assert max(model.calls) == longest
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"), [({1: 0.10, 4: 0.05}, 4), ({1: 0.10, 4: 0.09}, 1), ({1: 0.1, 4: 3.0}, 1)]
+)
+def test_threads_that_do_not_help_are_left_to_others(
+    seconds: dict[int, float], chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    threads = [0]
+    monkeypatch.setattr(warm_up.torch, "set_num_threads", lambda count: threads.append(count))
+    monkeypatch.setattr(warm_up, "run_prompt", lambda *arguments: now.append(now[-1] + seconds[threads[-1]]))
+    runner = ModelRunner.__new__(ModelRunner)
+    found = choose_threads(runner, 4, num_tokens_that_fit=64, block_size=16, clock=lambda: now[-1])
+    assert found == threads[-1] == chosen
 
 
 def test_ready_tells_the_facts(folder: Path) -> None:
