@@ -56,11 +56,11 @@ class Attention:
     def __call__(self, x: Tensor, positions: Tensor, plan: AttentionPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]; the keys and values of these tokens are written to the caches first."""
         spec = self.spec
-        qkv = self.kernels.linear(x, self.qkv).view(len(x), -1, spec.head_dim)  # [T, heads + 2 * kv_heads, D]
+        qkv = self.kernels.linear(x, self.qkv).view(x.shape[0], -1, spec.head_dim)  # [T, heads + 2 * kv_heads, D]
         query_key = self.rope(self.head_norm(qkv[:, : -spec.num_kv_heads]), positions)
         query, key, value = query_key[:, : spec.num_heads], query_key[:, spec.num_heads :], qkv[:, -spec.num_kv_heads :]
         self.kernels.write_kv(key, value, k_cache, v_cache, plan)
         mixed = self.kernels.paged_attention(
             query, k_cache, v_cache, plan, scale=self.scale, window=spec.window
         )  # [T, heads, D]
-        return self.kernels.linear(mixed.reshape(len(x), -1), self.out)
+        return self.kernels.linear(mixed.reshape(x.shape[0], -1), self.out)

@@ -44,6 +44,7 @@ class Pass:
 
     query_rows: Tensor
     """int64 [S * width]: rows of the step's query tensor."""
+    num_sequences: int
     width: int
     unit: int
     cache_rows: Tensor
@@ -132,6 +133,7 @@ def _make_pass(
         hidden |= key[:, None] <= query[:, :, None] - window
     return Pass(
         query_rows=torch.tensor([row for _, begin in work for row in range(begin, begin + width)]),
+        num_sequences=len(work),
         width=width,
         unit=unit,
         cache_rows=cache_rows.view(-1),
@@ -158,7 +160,7 @@ def attend(
     num_heads, head_dim = query.shape[1:]
     kv_heads = k_cache.shape[1]
     group, width = num_heads // kv_heads, work.width
-    if len(work.query_rows) < len(query):
+    if work.num_sequences * width < query.shape[0]:
         query = query.index_select(0, work.query_rows)
     factor = LOG2_E * scale if softcap is None else scale
     queries = query.float().mul(factor).view(-1, width, kv_heads, group, head_dim).transpose(1, 2)
@@ -215,7 +217,7 @@ def _at_least_two_rows(left: Tensor, right: Tensor, *, by_keys: bool = False) ->
 
 def _spread(values: Tensor, work: Pass, fill: float) -> Tensor:
     """Values of tiles [N, ...] to their places: [num_tiles, S, ...], `fill` where a sequence has no such tile."""
-    shape = (work.num_tiles, len(work.query_rows) // work.width, *values.shape[1:])
+    shape = (work.num_tiles, work.num_sequences, *values.shape[1:])
     if shape[1] == 1 or shape[0] == 1:
         return values.view(shape)
     spread = values.new_full((shape[0] * shape[1], *shape[2:]), fill)
@@ -224,10 +226,11 @@ def _spread(values: Tensor, work: Pass, fill: float) -> Tensor:
 
 def _add_tiles(partial: Tensor, first_tile: int) -> Tensor:
     """Sum partial [n, ...] over its first dimension, in a binary tree over the absolute tile index first_tile + i."""
-    while len(partial) > 1:
-        odd, end = first_tile % 2, len(partial) - (first_tile + len(partial)) % 2
+    count = partial.shape[0]
+    while count > 1:
+        odd, end = first_tile % 2, count - (first_tile + count) % 2
         paired = partial[odd:end:2] + partial[odd + 1 : end : 2]
-        if odd or end < len(partial):  # a neighbour outside would add 0
+        if odd or end < count:  # a neighbour outside would add 0
             paired = torch.cat((partial[:odd], paired, partial[end:]))
-        partial, first_tile = paired, first_tile // 2
+        partial, first_tile, count = paired, first_tile // 2, paired.shape[0]
     return partial[0]

@@ -63,7 +63,7 @@ class CpuKernels:
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """x [T, in] -> [T, out]; rows are independent, see above."""
-        num_rows = len(x)
+        num_rows = x.shape[0]
         if packed.transposed:
             return _linear_transposed(x if num_rows > 1 else torch.cat((x, x)), packed.weight, packed.bias)[:num_rows]
         if num_rows < 4:
@@ -160,10 +160,11 @@ class CpuKernels:
 
 def _linear_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [T, in] @ weight [in, out] + bias, in sums of `SUM_LENGTH` products, added in order."""
-    if len(weight) <= SUM_LENGTH:
+    length = weight.shape[0]
+    if length <= SUM_LENGTH:
         return x @ weight if bias is None else (x @ weight).add_(bias)
     y = x[:, :SUM_LENGTH] @ weight[:SUM_LENGTH]
-    for start in range(SUM_LENGTH, len(weight), SUM_LENGTH):
+    for start in range(SUM_LENGTH, length, SUM_LENGTH):
         part = slice(start, start + SUM_LENGTH)
         y.addmm_(x[:, part], weight[part])
     return y if bias is None else y.add_(bias)
