@@ -22,7 +22,8 @@ from quire.engine.loader import choose_dtype, load_model
 from quire.engine.messages import Progress, Ready
 from quire.engine.model_folder import STARTER
 from quire.engine.models.architectures import read_model_config
-from quire.engine.models.config import CacheSpec
+from quire.engine.models.config import CacheSpec, ModelConfig
+from quire.engine.models.decoder import Decoder
 from quire.engine.planted_faults import plant
 from quire.engine.prefix_index import PrefixIndex
 from quire.engine.resolve import Resolved, resolve
@@ -62,39 +63,20 @@ def build_engine(
     `planted` are faults for tests (`quire.engine.planted_faults`). Raises a QuireError with its exit code: UsageError,
     ModelError, or CapacityError.
     """
-    stopwatch, watch, planted = stopwatch or Stopwatch(), watch or Unwatched(), planted or {}
+    stopwatch, watch = stopwatch or Stopwatch(), watch or Unwatched()
     folder = Path(config.model)
     model_config = read_model_config(folder, config.model_name)
     resolved = resolve(config, model_config, Hardware(min(count_cores(), torch.get_num_threads())))
     torch.set_num_threads(resolved.threads)
-    try:
-        backend = kernels.select(config.kernels, resolved.device)
-    except kernels.KernelsRefused as error:
-        raise UsageError(f"--kernels {config.kernels}: {error}") from error
+    backend = _select_kernels(config, resolved)
     dtype, reason = choose_dtype(model_config, config.dtype, resolved.device)
-
-    def report(done: int, total: int) -> None:
-        watch.tick()
-        progress(Progress("weights", done, total))
-
-    decoder = load_model(
-        folder,
-        model_config,
-        backend,
-        dtype=dtype,
-        load_format=config.load_format,
-        seed=config.seed,
-        check_weights=config.check_weights,
-        progress=report,
-        num_positions=resolved.max_model_len,
-        model_name=config.model_name,
-    )
+    decoder = _load(config, model_config, resolved, backend, dtype, progress, watch)
     stopwatch.lap("weights")
     plan, cache = _cache(config, resolved, model_config.cache_specs(), dtype)
     stopwatch.lap("kv_cache")
     max_num_seqs = min(resolved.max_num_seqs, plan.num_blocks)
     runner = ModelRunner(
-        plant(decoder, planted),
+        plant(decoder, planted or {}),
         backend,
         cache,
         max_num_seqs=max_num_seqs,
@@ -103,14 +85,10 @@ def build_engine(
         vocab_size=resolved.vocab_size,
         watch=watch,
     )
-    threads = resolved.threads
-    if config.threads is None and threads > 1 and decoder.weights_bytes <= SMALL_WEIGHTS:
-        num_tokens_that_fit = min(plan.num_tokens, plan.max_model_len)
-        threads = choose_threads(runner, threads, num_tokens_that_fit=num_tokens_that_fit, block_size=plan.block_size)
+    threads = _threads(config, resolved, runner, plan, decoder.weights_bytes)
     budget = _warm_up(runner, resolved.max_num_batched_tokens, plan, max_num_seqs)
     progress(Progress("warmup", 1, 1))
     stopwatch.lap("warmup")
-    core = EngineCore(_scheduler(config, plan, max_num_seqs, budget), runner)
     ready = Ready(
         max_model_len=plan.max_model_len,
         vocab_size=resolved.vocab_size,
@@ -127,7 +105,49 @@ def build_engine(
         # The Python code in the starter's folder is ours: it made the weights.
         notes=(*(model_config.warnings if folder != STARTER else ()), *plan.notes),
     )
-    return core, ready
+    return EngineCore(_scheduler(config, plan, max_num_seqs, budget), runner), ready
+
+
+def _select_kernels(config: EngineConfig, resolved: Resolved) -> kernels.Kernels:
+    try:
+        return kernels.select(config.kernels, resolved.device)
+    except kernels.KernelsRefused as error:
+        raise UsageError(f"--kernels {config.kernels}: {error}") from error
+
+
+def _load(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    resolved: Resolved,
+    backend: kernels.Kernels,
+    dtype: torch.dtype,
+    progress: Callable[[Progress], None],
+    watch: StepWatch,
+) -> Decoder:
+    def report(done: int, total: int) -> None:
+        watch.tick()
+        progress(Progress("weights", done, total))
+
+    return load_model(
+        Path(config.model),
+        model_config,
+        backend,
+        dtype=dtype,
+        load_format=config.load_format,
+        seed=config.seed,
+        check_weights=config.check_weights,
+        progress=report,
+        num_positions=resolved.max_model_len,
+        model_name=config.model_name,
+    )
+
+
+def _threads(config: EngineConfig, resolved: Resolved, runner: ModelRunner, plan: CachePlan, weights_bytes: int) -> int:
+    """Compute threads: for a small model fewer than there are cores when more do not pay."""
+    if config.threads is not None or resolved.threads == 1 or weights_bytes > SMALL_WEIGHTS:
+        return resolved.threads
+    num_tokens_that_fit = min(plan.num_tokens, plan.max_model_len)
+    return choose_threads(runner, resolved.threads, num_tokens_that_fit=num_tokens_that_fit, block_size=plan.block_size)
 
 
 def _cache(
