@@ -29,7 +29,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     block_size: int = 16
     """Tokens a block; a power of two from 1 to 256."""
     kv_cache_memory_bytes: int | None = None
-    gpu_memory_utilization: float = 0.9
     num_blocks_override: int | None = None
     enable_prefix_caching: bool = True
     max_num_seqs: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from quire.engine.config import EngineConfig
@@ -39,10 +38,6 @@ def resolve(config: EngineConfig, model: ModelConfig, hardware: Hardware) -> Res
     _check_at_least_one(config)
     if config.block_size > MAX_BLOCK_SIZE or config.block_size & (config.block_size - 1):
         raise UsageError(f"--block-size {config.block_size}: must be a power of two from 1 to {MAX_BLOCK_SIZE}")
-    if not 0 < config.gpu_memory_utilization <= 1 or math.isnan(config.gpu_memory_utilization):
-        raise UsageError(
-            f"--gpu-memory-utilization {config.gpu_memory_utilization}: must be a fraction above 0 and up to 1"
-        )
     limit = model.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > limit:
         raise UsageError(

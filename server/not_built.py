@@ -10,6 +10,7 @@ FLAGS: dict[str, str] = {
     "batch-invariant": "not promised on a GPU yet; on the CPU tokens do not depend on the batch; leave the flag out",
     "enable-lora": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
     "enforce-eager": "nothing is captured into graphs yet, so every step is eager already; leave the flag out",
+    "gpu-memory-utilization": "there is no GPU backend yet; --kv-cache-memory-bytes sets the KV cache on the CPU",
     "health-port": "health is answered on the one port; point the probe at --port and /health",
     "kv-cache-dtype": "the KV cache is kept in the model's dtype; leave the flag out",
     "lora-modules": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",

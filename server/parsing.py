@@ -129,9 +129,6 @@ Port = Annotated[int, whole(0, 65535)]
 Count = Annotated[int, whole(1)]
 OptionalCount = Annotated[int | None, optional(1)]
 BlockSize = Annotated[int, BeforeValidator(_block_size)]
-Fraction = Annotated[
-    float, BeforeValidator(_number("a fraction above 0 and at most 1", lambda number: 0.0 < number <= 1.0))
-]
 Seconds = Annotated[
     float, BeforeValidator(_number("seconds, 0 or more", lambda number: number >= 0.0 and math.isfinite(number)))
 ]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from quire.engine.config import Device, Dtype, EngineConfig, KernelsName, Policy
 from quire.engine.errors import UsageError
 from quire.server.api_keys import ApiKey, read_api_keys
-from quire.server.parsing import BlockSize, Count, Fraction, Name, Names, OptionalCount, Port, RootPath, Seconds, Whole
+from quire.server.parsing import BlockSize, Count, Name, Names, OptionalCount, Port, RootPath, Seconds, Whole
 from quire.server.yaml_file import read_yaml
 
 PACKAGED_CONFIG = Path(__file__).with_name("config.yaml")
@@ -69,7 +69,6 @@ class ServerSettings(BaseModel):
     device: Device = _flag(DEVICE, "DEVICE", "auto, cpu or cuda")
     kernels: KernelsName = _flag(DEVICE, "NAME", "auto, reference, cpu or triton")
     threads: OptionalCount = _flag(DEVICE, "N", "compute threads on the CPU")
-    gpu_memory_utilization: Fraction = _flag(DEVICE, "FRACTION", "of the GPU's memory, for weights and cache")
     kv_cache_memory_bytes: OptionalCount = _flag(DEVICE, "SIZE", "memory of the KV cache, such as 2GiB")
     block_size: BlockSize = _flag(DEVICE, "TOKENS", "tokens a block; a power of two up to 256")
     num_gpu_blocks_override: OptionalCount = _flag(DEVICE, "N", "blocks of the KV cache, on any device")

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.starter.model import StarterModel
+from models.starter.model import LayerCache, StarterModel
 from models.starter.rendering import token_id
 
 ROWS = 64
@@ -49,20 +49,22 @@ def decode_rows(
     mask = (present[:, None, None, :] & causal) | torch.eye(longest, dtype=torch.bool)
     cache = model.empty_cache(rows)
     hidden = model.hidden(tokens, positions, mask, cache)[:, -1]
-    position, running = positions[:, -1], set(range(rows))
+    position, alive = positions[:, -1], list(range(rows))
     made: list[list[int]] = [[] for _ in range(rows)]
     for _ in range(limit):
         token = choose(model.logits(hidden), sampling, generator)
-        for row in list(running):
-            value = int(token[row])
-            if value in ends:
-                running.discard(row)
-            else:
-                made[row].append(value)
-        if not running:
+        values: list[int] = token.tolist()
+        going = [slot for slot, value in enumerate(values) if value not in ends]
+        for slot in going:
+            made[alive[slot]].append(values[slot])
+        if not going:
             break
+        if len(going) < len(alive):
+            alive = [alive[slot] for slot in going]
+            token, position, present = token[going], position[going], present[going]
+            cache = [LayerCache(layer.keys[going], layer.values[going]) for layer in cache]
         position = position + 1
-        present = torch.cat([present, torch.ones((rows, 1), dtype=torch.bool)], dim=1)
+        present = torch.cat([present, torch.ones((len(alive), 1), dtype=torch.bool)], dim=1)
         hidden = model.hidden(token[:, None], position[:, None], present[:, None, None, :], cache)[:, -1]
     return made
 

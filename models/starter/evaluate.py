@@ -146,44 +146,54 @@ def story_variety(model: StarterModel, tokenizer: Tokenizer, count: int = 96) ->
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--per-family", type=int, default=1000, help="at most so many prompts of each family")
-    parser.add_argument("--greedy-only", action="store_true")
-    parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each family")
-    arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    model, tokenizer = load_model(arguments.folder), Tokenizer.from_file(str(arguments.folder / "tokenizer.json"))
+def selected(per_family: int) -> list[Prompt]:
+    """The held-out prompts, at most so many of each family."""
     seen: Counter[str] = Counter()
     prompts: list[Prompt] = []
     for prompt in json.loads(HELD_OUT_FILE.read_text())["prompts"]:
         seen[prompt["family"]] += 1
-        if seen[prompt["family"]] <= arguments.per_family:
+        if seen[prompt["family"]] <= per_family:
             prompts.append(prompt)
+    return prompts
+
+
+def table(results: dict[str, Examination]) -> str:
+    """The scores as Markdown, one row a family, one column a way of sampling."""
+    lines = ["| family | prompts | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
+    for family, asked in next(iter(results.values())).asked.items():
+        shares = " | ".join(f"{result.right[family] / asked:.1%}" for result in results.values())
+        lines.append(f"| {family} | {asked} | {shares} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--per-family", type=int, default=1000, help="at most so many prompts of each family")
+    parser.add_argument(
+        "--ways", nargs="+", choices=["greedy", "default", "variety"], default=["greedy", "default", "variety"]
+    )
+    parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each family")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, tokenizer = load_model(arguments.folder), Tokenizer.from_file(str(arguments.folder / "tokenizer.json"))
+    prompts = selected(arguments.per_family)
     defaults = json.loads((arguments.folder / "generation_config.json").read_text())
-    ways = {"greedy": Sampling()}
-    if not arguments.greedy_only:
-        ways["default sampling"] = Sampling(defaults["temperature"], defaults["top_p"], 11)
-    results = {}
-    for way, sampling in ways.items():
-        results[way] = Examination(model, tokenizer, sampling)
-        results[way].run(prompts)
-    print("| family | prompts | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways))
-    greedy = results["greedy"]
-    for family, asked in greedy.asked.items():
-        print(
-            f"| {family} | {asked} | "
-            + " | ".join(f"{result.right[family] / asked:.1%}" for result in results.values())
-            + " |"
-        )
+    samplings = {"greedy": Sampling(), "default": Sampling(defaults["temperature"], defaults["top_p"], 11)}
+    results = {way: Examination(model, tokenizer, samplings[way]) for way in arguments.ways if way in samplings}
+    for result in results.values():
+        result.run(prompts)
+    if results:
+        print(table(results))
     tales = [prompt for prompt in prompts if prompt["family"] == "stories"]
-    print(f"\nStories with a stranger's name: {strangers(greedy.texts['stories'], tales)} of {len(tales)}.")
-    if not arguments.greedy_only:
+    for way, result in results.items():
+        print(f"\nStories with a stranger's name ({way}): {strangers(result.texts['stories'], tales)} of {len(tales)}.")
+        for family, wrong in result.wrong.items():
+            for question, text in wrong[: arguments.show]:
+                print(f"[{family}] {question!r} -> {text!r}")
+    if "variety" in arguments.ways:
         print(story_variety(model, tokenizer))
-    for family, wrong in greedy.wrong.items():
-        for question, text in wrong[: arguments.show]:
-            print(f"[{family}] {question!r} -> {text!r}")
 
 
 if __name__ == "__main__":

@@ -141,9 +141,6 @@ USAGE = [
     (["--block-size", "0"], "power of two from 1 to 256"),  # C05
     (["--block-size", "7"], "power of two from 1 to 256"),
     (["--block-size", "1000000"], "power of two from 1 to 256"),
-    (["--gpu-memory-utilization", "0"], "a fraction above 0 and at most 1, found '0'"),
-    (["--gpu-memory-utilization", "1.5"], "found '1.5'"),
-    (["--gpu-memory-utilization", "nan"], "found 'nan'"),
     (["--max-num-batched-tokens", "8", "--max-num-seqs", "9"], "--max-num-batched-tokens 8: below --max-num-seqs 9"),
     (["--dtype", "bfloat61"], "did you mean bfloat16"),
     (["--scheduling-policy", "prioroty"], "did you mean priority"),
