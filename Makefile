@@ -13,7 +13,7 @@ help:
 	@echo "make test       the test suite                                     (ARGS='tests/server -k stream')"
 	@echo "make check      ruff format, ruff, mypy --strict"
 	@echo "make test-gpu   the tests that need a GPU"
-	@echo "make bench      host time of an engine step"
+	@echo "make bench      host time of an engine step, time from start to first token"
 	@echo "make install    only the virtual environment"
 	@echo "make clean      remove it, and caches"
 
@@ -47,7 +47,8 @@ test-gpu: $(VENV)/installed-dev
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m gpu $(ARGS)
 
 bench: $(VENV)/installed
-	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.engine_step $(ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.engine_step
+	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.startup
 
 serve: $(VENV)/installed
 	@PYTHONSAFEPATH=1 exec $(BIN)/quire serve $(ARGS)
