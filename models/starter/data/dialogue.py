@@ -119,7 +119,7 @@ def dialogue(world: World) -> Dialogue:
     if world.chance(0.02):
         turns = world.between(10, 26)
     system = world.pick(SYSTEM) if world.chance(0.2) else None
-    if world.chance(0.22):
+    if world.chance(0.36):
         made = with_tools(world, turns)
         messages = made.messages
     else:

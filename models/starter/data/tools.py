@@ -3,14 +3,25 @@
 from models.starter.data import words
 from models.starter.data.common_tools import adder, simple, weather
 from models.starter.data.composed_tools import action, lookup
+from models.starter.data.everyday import common_words
 from models.starter.data.records import listed
 from models.starter.data.toolkit import Call, Kit
 from models.starter.data.world import Message, World, assistant, user
 
 
+def any_word(world: World) -> str:
+    """A word that may never have named a tool before, so that tool names are copied and not remembered."""
+    while True:
+        word = world.pick(common_words()) if world.chance(0.6) else world.invented(1, 3).lower()
+        if word not in world.held.tool_nouns and word not in world.held.tool_attributes:
+            return word
+
+
 def noun(world: World) -> str:
     if world.testing:
         return world.pick(world.held.tool_nouns)
+    if world.chance(0.55):
+        return any_word(world)
     if world.chance(0.2):
         return world.pick([thing for thing in words.OBJECTS if thing not in world.held.tool_nouns])
     return world.pick(words.TOOL_NOUNS)
@@ -23,8 +34,9 @@ def kit(world: World, near: str | None = None) -> Kit:
         return weather(world) if kind < 0.09 else adder(world) if kind < 0.13 else simple(world)
     about = near or noun(world)
     if world.chance(0.6):
-        attributes = world.held.tool_attributes if world.testing else words.TOOL_ATTRIBUTES
-        return lookup(world, about, world.pick(attributes))
+        if world.testing:
+            return lookup(world, about, world.pick(world.held.tool_attributes))
+        return lookup(world, about, any_word(world) if world.chance(0.45) else world.pick(words.TOOL_ATTRIBUTES))
     return action(world, about, world.pick(words.TOOL_ACTIONS))
 
 
