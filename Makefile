@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-PACKAGES := -p quire.engine -p quire.kernels -p quire.server -p quire.clients -p quire.benchmarks
+PACKAGES := -p quire.engine -p quire.kernels -p quire.server -p quire.clients -p quire.benchmarks -p quire.models
 
 .PHONY: help install check test test-gpu bench serve clean
 

@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.starter.data.dialogue import dialogue
-from models.starter.data.world import World
-from models.starter.rendering import render, token_id
+from quire.models.starter.data.dialogue import dialogue
+from quire.models.starter.data.world import World
+from quire.models.starter.rendering import render, token_id
 
 POOL = 768
 ROUND = 16

@@ -1,6 +1,6 @@
 """Write heldout.json: what training must never show, and the prompts that measure the model.
 
-Run once, before training: `python -m models.starter.build_heldout`.
+Run once, before training: `python -m quire.models.starter.build_heldout`.
 """
 
 import json
@@ -8,9 +8,9 @@ from dataclasses import asdict
 from random import Random
 from typing import Any
 
-from models.starter.data import everyday, numbers, records, stories, tools, words
-from models.starter.data.lists import terms
-from models.starter.data.world import HELD_OUT_FILE, HeldOut, Message, World
+from quire.models.starter.data import everyday, numbers, records, stories, tools, words
+from quire.models.starter.data.lists import terms
+from quire.models.starter.data.world import HELD_OUT_FILE, HeldOut, Message, World
 
 SEED = 20_261_122
 NAMES = terms(

@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.starter.model import LayerCache, StarterModel
-from models.starter.rendering import token_id
+from quire.models.starter.model import LayerCache, StarterModel
+from quire.models.starter.rendering import token_id
 
 ROWS = 64
 

@@ -1,4 +1,4 @@
-"""Measure the saved folder on the held-out prompts: `python -m models.starter.evaluate`.
+"""Measure the saved folder on the held-out prompts: `python -m quire.models.starter.evaluate`.
 
 Prints a Markdown table: each family with greedy decoding and with the folder's default sampling.
 """
@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import torch
 from tokenizers import Tokenizer
 
-from models.starter.data import words
-from models.starter.data.everyday import REFUSALS
-from models.starter.data.world import HELD_OUT_FILE
-from models.starter.decoding import Sampling, decode
-from models.starter.model import StarterModel, load_model
-from models.starter.rendering import FOLDER, render
+from quire.models.starter.data import words
+from quire.models.starter.data.everyday import REFUSALS
+from quire.models.starter.data.world import HELD_OUT_FILE
+from quire.models.starter.decoding import Sampling, decode
+from quire.models.starter.model import StarterModel, load_model
+from quire.models.starter.rendering import FOLDER, render
 
 Prompt: TypeAlias = dict[str, Any]
 CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)

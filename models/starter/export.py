@@ -1,4 +1,4 @@
-"""Write the Hugging Face folder from a training checkpoint: `python -m models.starter.export "
+"""Write the Hugging Face folder from a training checkpoint: `python -m quire.models.starter.export "
 "models/starter/checkpoint`."""
 
 import json
@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from models.starter.model import Shape
-from models.starter.rendering import FOLDER, token_id
+from quire.models.starter.model import Shape
+from quire.models.starter.rendering import FOLDER, token_id
 
 MAX_BYTES = 16_000_000
 SAMPLING = {"do_sample": True, "temperature": 0.3, "top_p": 0.9}

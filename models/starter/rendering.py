@@ -11,7 +11,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from models.starter.data.world import Message, Tool
+from quire.models.starter.data.world import Message, Tool
 
 FOLDER = Path(__file__).parent
 
@@ -43,5 +43,5 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of a token that must be there."""
     found: int | None = tokenizer.token_to_id(token)
     if found is None:
-        raise ValueError(f"the tokenizer has no token {token!r}; train it with models.starter.tokenizer_training")
+        raise ValueError(f"the tokenizer has no token {token!r}; train it with quire.models.starter.tokenizer_training")
     return found

@@ -8,8 +8,8 @@ import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.starter.data.dialogue import dialogue, training_world
-from models.starter.rendering import FOLDER, render
+from quire.models.starter.data.dialogue import dialogue, training_world
+from quire.models.starter.rendering import FOLDER, render
 
 VOCAB_SIZE = 2048
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

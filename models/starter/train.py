@@ -1,4 +1,4 @@
-"""Train the starter model from random: `python -m models.starter.train --minutes 95`.
+"""Train the starter model from random: `python -m quire.models.starter.train --minutes 95`.
 
 The learning rate follows the wall clock, so that the run ends when it must on a busy machine as on an idle one. A
 checkpoint is written every few minutes; started again, the run goes on from it.
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.starter.batches import Batch, batches
-from models.starter.data.dialogue import training_world
-from models.starter.model import Shape, StarterModel
-from models.starter.optim import Muon
-from models.starter.rendering import FOLDER
+from quire.models.starter.batches import Batch, batches
+from quire.models.starter.data.dialogue import training_world
+from quire.models.starter.model import Shape, StarterModel
+from quire.models.starter.optim import Muon
+from quire.models.starter.rendering import FOLDER
 
 logger = logging.getLogger("train")
 WARMUP_STEPS = 50

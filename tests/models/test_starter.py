@@ -1,8 +1,6 @@
 """The starter folder: complete, loadable; its template and tokenizer sound; its generator apart from heldout.json."""
 
 import json
-import sys
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,16 +9,12 @@ import torch
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 
-ROOT = Path(__file__).parent.parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from models.starter.batches import Marker  # noqa: E402
-from models.starter.data.dialogue import dialogue, training_world  # noqa: E402
-from models.starter.data.world import World, held_out  # noqa: E402
-from models.starter.decoding import Sampling, decode  # noqa: E402
-from models.starter.model import load_model  # noqa: E402
-from models.starter.rendering import FOLDER, render  # noqa: E402
+from quire.models.starter.batches import Marker
+from quire.models.starter.data.dialogue import dialogue, training_world
+from quire.models.starter.data.world import World, held_out
+from quire.models.starter.decoding import Sampling, decode
+from quire.models.starter.model import load_model
+from quire.models.starter.rendering import FOLDER, render
 
 WEATHER = {
     "type": "function",

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from models.starter.data import words
-from models.starter.data.everyday import TOPICS
-from models.starter.data.records import clock, date
-from models.starter.data.toolkit import Arguments, Call, Kit, declare, polite, styled
-from models.starter.data.world import World
+from quire.models.starter.data import words
+from quire.models.starter.data.everyday import TOPICS
+from quire.models.starter.data.records import clock, date
+from quire.models.starter.data.toolkit import Arguments, Call, Kit, declare, polite, styled
+from quire.models.starter.data.world import World
 
 
 def weather(world: World) -> Kit:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable
 
-from models.starter.data import words
-from models.starter.data.lists import phrases, terms
-from models.starter.data.records import clock, date, listed
-from models.starter.data.toolkit import Arguments, Call, Kit, declare, polite, styled
-from models.starter.data.world import World
+from quire.models.starter.data import words
+from quire.models.starter.data.lists import phrases, terms
+from quire.models.starter.data.records import clock, date, listed
+from quire.models.starter.data.toolkit import Arguments, Call, Kit, declare, polite, styled
+from quire.models.starter.data.world import World
 
 GET = [
     "get_{n}_{a}",

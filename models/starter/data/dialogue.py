@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
-from models.starter.data import common_tools, everyday, numbers, records, stories, tools
-from models.starter.data.world import Message, Tool, World, assistant, held_out, user
+from quire.models.starter.data import common_tools, everyday, numbers, records, stories, tools
+from quire.models.starter.data.world import Message, Tool, World, assistant, held_out, user
 
 Family: TypeAlias = Callable[[World], list[Message]]
 

@@ -3,9 +3,9 @@
 from functools import cache
 from pathlib import Path
 
-from models.starter.data import words
-from models.starter.data.lists import phrases
-from models.starter.data.world import Message, World, assistant, user
+from quire.models.starter.data import words
+from quire.models.starter.data.lists import phrases
+from quire.models.starter.data.world import Message, World, assistant, user
 
 CAN = [
     "add and subtract two-digit numbers",

@@ -1,8 +1,8 @@
 """Additions, subtractions and small multiplications asked in many wordings."""
 
-from models.starter.data import words
-from models.starter.data.lists import phrases, terms
-from models.starter.data.world import Message, World, assistant, user
+from quire.models.starter.data import words
+from quire.models.starter.data.lists import phrases, terms
+from quire.models.starter.data.world import Message, World, assistant, user
 
 FRAMES = phrases(
     """What is {x}?|what is {x}|What's {x}?|what's {x}|How much is {x}?|how much is {x}|Calculate {x}.|calculate {x}

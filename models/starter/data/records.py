@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from models.starter.data import words
-from models.starter.data.lists import phrases
-from models.starter.data.world import Message, World, assistant, user
+from quire.models.starter.data import words
+from quire.models.starter.data.lists import phrases
+from quire.models.starter.data.world import Message, World, assistant, user
 
 Value: TypeAlias = str | int | float | bool | list[str]
 

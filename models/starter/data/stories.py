@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from models.starter.data import words
-from models.starter.data.lists import phrases, terms
-from models.starter.data.plots import ENDINGS, MEETINGS, OPENINGS, PLOTS
-from models.starter.data.world import Message, World, assistant, user
+from quire.models.starter.data import words
+from quire.models.starter.data.lists import phrases, terms
+from quire.models.starter.data.plots import ENDINGS, MEETINGS, OPENINGS, PLOTS
+from quire.models.starter.data.world import Message, World, assistant, user
 
 PLACES = phrases(
     """the forest|the old mill|a small village|the harbor|the green valley|the mountains|a lighthouse|the city park

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from models.starter.data.world import Tool, World
+from quire.models.starter.data.world import Tool, World
 
 Arguments: TypeAlias = dict[str, Any]
 

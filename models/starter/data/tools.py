@@ -1,12 +1,12 @@
 """Tools described in the prompt, requests that need one, its result, and the answer from it."""
 
-from models.starter.data import words
-from models.starter.data.common_tools import adder, simple, weather
-from models.starter.data.composed_tools import action, lookup
-from models.starter.data.everyday import common_words
-from models.starter.data.records import listed
-from models.starter.data.toolkit import Call, Kit
-from models.starter.data.world import Message, World, assistant, user
+from quire.models.starter.data import words
+from quire.models.starter.data.common_tools import adder, simple, weather
+from quire.models.starter.data.composed_tools import action, lookup
+from quire.models.starter.data.everyday import common_words
+from quire.models.starter.data.records import listed
+from quire.models.starter.data.toolkit import Call, Kit
+from quire.models.starter.data.world import Message, World, assistant, user
 
 
 def any_word(world: World) -> str:

@@ -1,6 +1,6 @@
 """Plain word lists the families draw from."""
 
-from models.starter.data.lists import terms
+from quire.models.starter.data.lists import terms
 
 FIRST_NAMES = terms(
     """Ada Alan Alba Alma Amina Amir Ana Andre Anika Anton Aria Arlo Asha Astrid Ava Basil Bea Ben Bianca Boris Bruno

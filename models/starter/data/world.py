@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias, TypeVar
 
-from models.starter.data import words
-from models.starter.data.lists import terms
+from quire.models.starter.data import words
+from quire.models.starter.data.lists import terms
 
 HELD_OUT_FILE = Path(__file__).parent.parent / "heldout.json"
 ONSETS = terms("b bl br c ch cl d dr f fl g gl gr h j k kr l m n p pr qu r s sh sk sl st t th tr v w y z")
