@@ -47,12 +47,12 @@ class Marker:
         return marks
 
 
-def batches(world: World, folder: Path, tokens_per_batch: int, practice: bool = False) -> Iterator[Batch]:
+def batches(world: World, folder: Path, tokens_per_batch: int) -> Iterator[Batch]:
     """Endless batches: a pool of new dialogues, sorted by length, cut where the padded size is reached, shuffled."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     marker, order = Marker(tokenizer), Random(world.rng.random())
     while True:
-        samples = [dialogue(world, practice) for _ in range(POOL)]
+        samples = [dialogue(world) for _ in range(POOL)]
         texts = [render(sample.messages, sample.tools) for sample in samples]
         encoded = [coded.ids for coded in tokenizer.encode_batch(texts, add_special_tokens=False)]
         encoded = sorted((ids for ids in encoded if len(ids) <= CONTEXT), key=len, reverse=True)

@@ -26,8 +26,6 @@ from quire.models.starter.rendering import FOLDER
 logger = logging.getLogger("train")
 WARMUP_STEPS = 50
 CONSTANT_UNTIL = 0.3
-PRACTICE_FROM = 0.8
-"""Share of the budget after which the data comes from the practice mixture."""
 LOG_EVERY = 25
 
 
@@ -120,16 +118,13 @@ def train(arguments: argparse.Namespace) -> None:
     logger.info(
         "%d parameters, seed %d, %.0f minutes, from step %d", size, arguments.seed, arguments.minutes, progress.step
     )
-    world = training_world(arguments.seed * 1_000_003 + progress.step)
-    learning = batches(world, FOLDER, arguments.batch_tokens)
-    practice = batches(world, FOLDER, arguments.batch_tokens, practice=True)
+    source = batches(training_world(arguments.seed * 1_000_003 + progress.step), FOLDER, arguments.batch_tokens)
     before, started = progress.seconds, time.monotonic()
     losses: list[Tensor] = []
     last_save, mark = started, (started, progress.tokens)
     while progress.seconds < arguments.minutes * 60:
-        fraction = progress.seconds / (arguments.minutes * 60)
-        factor = rate_factor(fraction)
-        losses.append(trainer.step(next(practice if fraction >= PRACTICE_FROM else learning), factor))
+        factor = rate_factor(progress.seconds / (arguments.minutes * 60))
+        losses.append(trainer.step(next(source), factor))
         now = time.monotonic()
         progress.seconds = before + now - started
         if progress.step % LOG_EVERY == 0:

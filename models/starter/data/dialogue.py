@@ -34,22 +34,7 @@ MIXTURE: list[tuple[Family, float]] = [
     (everyday.unknown, 0.04),
     (everyday.remembering, 0.02),
 ]
-PRACTICE: list[tuple[Family, float]] = [
-    (numbers.arithmetic, 0.14),
-    (numbers.multiplication, 0.01),
-    (numbers.counting, 0.02),
-    (records.record, 0.08),
-    (stories.story, 0.09),
-    (everyday.fixed, 0.06),
-    (everyday.capital, 0.05),
-    (everyday.letters, 0.20),
-    (everyday.sorting, 0.18),
-    (everyday.lists, 0.06),
-    (everyday.knowledge, 0.06),
-    (everyday.unknown, 0.03),
-    (everyday.remembering, 0.02),
-]
-"""The mixture of the last part of the training, for what was still weak when the rest was not."""
+FAMILIES, WEIGHTS = [family for family, _ in MIXTURE], [weight for _, weight in MIXTURE]
 ALONGSIDE_TOOLS = [
     everyday.fixed,
     everyday.capital,
@@ -92,12 +77,11 @@ def named(world: World) -> tuple[str, list[Message]]:
     ]
 
 
-def plain(world: World, turns: int, practice: bool) -> list[Message]:
+def plain(world: World, turns: int) -> list[Message]:
     """Exchanges without tools; now and then all of one family, which for sums means many in few tokens."""
-    if world.chance(0.05 if practice else 0.25):
+    if world.chance(0.25):
         return [message for _ in range(turns + 3) for message in numbers.arithmetic(world)]
-    mixture = PRACTICE if practice else MIXTURE
-    chosen = world.rng.choices([family for family, _ in mixture], [weight for _, weight in mixture], k=turns)
+    chosen = world.rng.choices(FAMILIES, WEIGHTS, k=turns)
     return [message for family in chosen for message in family(world)]
 
 
@@ -129,17 +113,17 @@ def with_tools(world: World, turns: int) -> Dialogue:
     return Dialogue(messages, [kit.tool for kit in kits])
 
 
-def dialogue(world: World, practice: bool = False) -> Dialogue:
-    """One training sample: mostly a few exchanges, sometimes a long conversation. `practice`: by that mixture."""
+def dialogue(world: World) -> Dialogue:
+    """One training sample: mostly a few exchanges, sometimes a long conversation."""
     turns = world.rng.choices([1, 2, 3, 4, 6], [0.3, 0.25, 0.2, 0.15, 0.1])[0]
     if world.chance(0.02):
         turns = world.between(10, 26)
     system = world.pick(SYSTEM) if world.chance(0.2) else None
-    if world.chance(0.18 if practice else 0.36):
+    if world.chance(0.36):
         made = with_tools(world, turns)
         messages = made.messages
     else:
-        messages, made = plain(world, turns, practice), Dialogue([])
+        messages, made = plain(world, turns), Dialogue([])
         if world.chance(0.015):
             messages = messages + without_tool(world)
         if world.chance(0.03):
