@@ -19,7 +19,7 @@ MAX_TOKENS = 8192
 SMALL_WEIGHTS = 256 << 20
 """Bytes of weights up to which a model may be too small for several threads."""
 WORTH_THREADS = 1.25
-_LONG_ENOUGH = 0.04
+_LONG_ENOUGH = 0.025
 """A prompt that took this many seconds tells the rate."""
 
 

@@ -121,7 +121,7 @@ def test_a_tokenizer_of_another_model_is_refused(model_config: ModelConfig) -> N
 
 @pytest.mark.parametrize(
     ("seconds_per_token", "num_tokens_that_fit", "budget", "longest"),
-    [(0.001, 2048, 224, 64), (0.1, 2048, 32, 32), (1e-7, 2048, 8192, 2048), (1e-4, 200, 2496, 128), (1e-4, 8, 2496, 8)],
+    [(0.0005, 2048, 480, 64), (0.1, 2048, 32, 32), (1e-7, 2048, 8192, 2048), (1e-4, 200, 2496, 128), (1e-4, 8, 2496, 8)],
 )
 def test_token_budget_is_what_a_quarter_second_computes(
     seconds_per_token: float, num_tokens_that_fit: int, budget: int, longest: int
@@ -192,7 +192,7 @@ class Serving:
         self.engine, self.http = memory_pair()
         self.page = ProgressPage.create()
         self.code: int | None = None
-        self.thread = threading.Thread(target=self._serve)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
         for message in (configure, *more):
             self.http.send(message)
         self.thread.start()
@@ -228,8 +228,8 @@ async def test_the_process_serves_and_shuts_down(folder: Path) -> None:
     serving.http.send(Add("b" * 32, pack_ids([5]), msgspec.structs.replace(params, max_tokens=1000)))
     serving.http.send(Cancel("b" * 32, None, "client_gone"))
     serving.http.send(Query(7, "check"))
-    answer = (await serving.until(Answer))[-1]
-    assert isinstance(answer, Answer)
+    heard = await serving.until(Answer)  # what the cancel gave may come behind it
+    answer = next(message for message in heard if isinstance(message, Answer))
     assert (answer.query_id, answer.violations, answer.request_ids) == (7, (), ())
     assert serving.page.read().steps >= 5
     serving.http.send(Shutdown())
