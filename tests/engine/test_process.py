@@ -121,7 +121,13 @@ def test_a_tokenizer_of_another_model_is_refused(model_config: ModelConfig) -> N
 
 @pytest.mark.parametrize(
     ("seconds_per_token", "num_tokens_that_fit", "budget", "longest"),
-    [(0.0005, 2048, 480, 64), (0.1, 2048, 32, 32), (1e-7, 2048, 8192, 2048), (1e-4, 200, 2496, 128), (1e-4, 8, 2496, 8)],
+    [
+        (0.0005, 2048, 480, 64),
+        (0.1, 2048, 32, 32),
+        (1e-7, 2048, 8192, 2048),
+        (1e-4, 200, 2496, 128),
+        (1e-4, 8, 2496, 8),
+    ],
 )
 def test_token_budget_is_what_a_quarter_second_computes(
     seconds_per_token: float, num_tokens_that_fit: int, budget: int, longest: int
