@@ -45,11 +45,10 @@ def test_streamed_chat_is_the_whole_answer(client: openai.OpenAI) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage or (
-        chunks[-1].usage is not None
-        and whole.usage is not None
-        and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    )
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
 
 
@@ -133,8 +132,9 @@ async def test_sixty_four_at_once_each_its_own_answer(starter: ServerProcess, cl
             return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
 
         answers = await asyncio.gather(*(ask(pair, i % 2 == 0) for i, pair in enumerate(pairs)))
-    right = sum("90" in answer for answer in answers)
-    assert right >= 60, answers
+    # All sums are 90; the operands, which every answer repeats, tell whose answer it is.
+    right = sum(f"{a} + {b} = 90" in answer for (a, b), answer in zip(pairs, answers, strict=True))
+    assert right >= 56, answers
     for pair, single in alone.items():
         assert answers[pairs.index(pair)] == single.choices[0].message.content
 
