@@ -20,19 +20,25 @@ class Dialogue:
 
 
 MIXTURE: list[tuple[Family, float]] = [
-    (numbers.arithmetic, 0.40),
-    (numbers.multiplication, 0.015),
-    (numbers.counting, 0.015),
-    (records.record, 0.19),
-    (stories.story, 0.055),
-    (everyday.fixed, 0.07),
-    (everyday.capital, 0.035),
-    (everyday.letters, 0.05),
-    (everyday.sorting, 0.035),
+    (numbers.arithmetic, 0.27),
+    (numbers.multiplication, 0.01),
+    (numbers.counting, 0.04),
+    (records.record, 0.23),
+    (stories.story, 0.065),
+    (everyday.fixed, 0.06),
+    (everyday.capital, 0.03),
+    (everyday.letters, 0.09),
+    (everyday.sorting, 0.08),
     (everyday.lists, 0.025),
     (everyday.knowledge, 0.03),
-    (everyday.unknown, 0.04),
+    (everyday.unknown, 0.05),
     (everyday.remembering, 0.02),
+]
+DRILLS: list[tuple[Family, float]] = [
+    (numbers.arithmetic, 0.45),
+    (everyday.letters, 0.25),
+    (everyday.sorting, 0.22),
+    (numbers.counting, 0.08),
 ]
 FAMILIES, WEIGHTS = [family for family, _ in MIXTURE], [weight for _, weight in MIXTURE]
 ALONGSIDE_TOOLS = [
@@ -78,9 +84,10 @@ def named(world: World) -> tuple[str, list[Message]]:
 
 
 def plain(world: World, turns: int) -> list[Message]:
-    """Exchanges without tools; now and then all of one family, which for sums means many in few tokens."""
-    if world.chance(0.25):
-        return [message for _ in range(turns + 3) for message in numbers.arithmetic(world)]
+    """Exchanges without tools; now and then all of one family, which for a short one means many in few tokens."""
+    if world.chance(0.3):
+        drill = world.rng.choices(*zip(*DRILLS, strict=True))[0]
+        return [message for _ in range(turns + 3) for message in drill(world)]
     chosen = world.rng.choices(FAMILIES, WEIGHTS, k=turns)
     return [message for family in chosen for message in family(world)]
 
@@ -119,8 +126,8 @@ def dialogue(world: World) -> Dialogue:
     if world.chance(0.02):
         turns = world.between(10, 26)
     system = world.pick(SYSTEM) if world.chance(0.2) else None
-    if world.chance(0.36):
-        made = with_tools(world, turns)
+    if world.chance(0.3):
+        made = with_tools(world, min(turns + world.between(0, 2), 12))
         messages = made.messages
     else:
         messages, made = plain(world, turns), Dialogue([])

@@ -29,6 +29,17 @@ PLUS = [
     "{a} and {b} added together",
     "the total of {a} and {b}",
     "{a} & {b} summed",
+    "{a} increased by {b}",
+    "{a} raised by {b}",
+    "{a} with {b} more",
+    "{b} more than {a}",
+    "{b} on {a}",
+    "summing {a} and {b}",
+    "putting {b} to {a}",
+    "{a} and another {b}",
+    "{a} and {b} combined",
+    "{a} topped up by {b}",
+    "counting {a} and {b} together",
 ]
 MINUS = [
     "{a} - {b}",
@@ -42,6 +53,17 @@ MINUS = [
     "{a} without {b}",
     "{b} subtracted from {a}",
     "{b} taken from {a}",
+    "{a} lowered by {b}",
+    "{a} decreased by {b}",
+    "{a} cut by {b}",
+    "{b} less than {a}",
+    "{b} fewer than {a}",
+    "{a} after losing {b}",
+    "taking {b} from {a}",
+    "subtracting {b} from {a}",
+    "{b} knocked off {a}",
+    "{a} with {b} removed",
+    "{a} minus the number {b}",
 ]
 ADD = phrases(
     """Add {a} and {b}.|add {a} and {b}|Add {b} to {a}.|add {b} to {a}|Sum {a} and {b}.|sum up {a} and {b}
@@ -50,7 +72,12 @@ What number is {b} more than {a}?|If I add {b} to {a}, what do I get?|Start with
 I have {a} and get {b} more. How many is that?|total {a} {b}|Raise {a} by {b}.|Please add {a} and {b}.
 can you add {a} and {b}?|Can you add up {a} and {b} for me?|count {a} and {b} together|Take {a} and add {b}.
 What do {a} and {b} add up to?|What do {a} and {b} make?|how much do {a} and {b} make together?
-One number is {a}, the other is {b}. What is their sum?|Combine {a} and {b}.|{a}, and {b} more?"""
+One number is {a}, the other is {b}. What is their sum?|Combine {a} and {b}.|{a}, and {b} more?
+Join {a} and {b} into one sum.|on top of {a} comes {b}. Total?|Pile {b} onto {a}.|from {a}, go up {b}|Stack {b} on {a}.
+If {b} comes on top of {a}, what is the total?|I put {b} to {a}. What comes out?|to {a} I add {b}. What is that?
+Which total do you get from {a} and {b}?|Let {a} grow by {b}.|Make {a} larger by {b}.|Total of these: {a}, {b}
+What is {a} if it grows by {b}?|Give me {a} and {b} as one number.|Give me the sum: {a}, {b}
+{a} here, {b} there. Total?"""
 )
 SUBTRACT = phrases(
     """Subtract {b} from {a}.|subtract {b} from {a}|Take {b} away from {a}.|take {b} from {a}|take away {b} from {a}
@@ -59,7 +86,11 @@ Lower {a} by {b}.|What number is {b} less than {a}?|If I take {b} away from {a},
 Please subtract {b} from {a}.|remove {b} from {a}|can you subtract {b} from {a}?
 I have {a} and lose {b}. How many is that?|What do you get when you subtract {b} from {a}?|Take {a} and remove {b}.
 How much is left of {a} after taking {b}?|Drop {b} from {a}.|Count back {b} from {a}.
-Can you take {b} away from {a} for me?|{a}, take off {b}|What remains when {b} is taken from {a}?"""
+Can you take {b} away from {a} for me?|{a}, take off {b}|What remains when {b} is taken from {a}?
+Knock {b} off {a}.|Cut {a} by {b}.|Cut {b} off {a}.|from {a} go down {b}|From {a}, remove {b}.|Make {a} less by {b}.
+From {a} we drop {b}. What is left?|{b} comes off {a}. What stays?|I remove {b} from {a}. What is the result?
+What is {a} if it shrinks by {b}?|Let {a} shrink by {b}.|How much stays of {a} if {b} go?|Out of {a} take {b}.
+Give back {b} of {a}. What do you keep?|If you lose {b} of {a}, how much is it?|Spend {b} of {a}. What is left?"""
 )
 GAIN = [
     "{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?|{n} has {c} {t} now.",
@@ -76,6 +107,12 @@ GAIN = [
     "{a} {t} are on the table and {n} adds {b}. How many {t} are on the table?|There are {c} {t} on the table.",
     "A bag holds {a} {t}. {n} puts in {b} more. How many {t} does it hold?|It holds {c} {t}.",
     "{n} walked {a} steps, then {b} steps. How many steps in total?|{n} walked {c} steps in total.",
+    "{n} caught {a} {t} and {m} caught {b} {t}. How many {t} did they catch?|They caught {c} {t}.",
+    "{n} carries {a} {t} and picks up {b} more. How many {t} is {n} carrying?|{n} is carrying {c} {t}.",
+    "On a shelf are {a} {t}. {n} puts {b} more there. How many {t} are on the shelf?|There are {c} {t} on the shelf.",
+    "{n} sees {a} {t} and then another {b} {t}. How many {t} did {n} see?|{n} saw {c} {t}.",
+    "In the garden are {a} {t}, in the house {b}. How many {t} are that?|That is {c} {t}.",
+    "{m} brought {a} {t}, {n} brought {b}. How many {t} did they bring?|They brought {c} {t}.",
 ]
 LOSS = [
     "{n} has {a} {t} and gives away {b}. How many {t} are left?|{c} {t} are left.",
@@ -91,6 +128,12 @@ LOSS = [
     "A bag of {a} {t} lost {b} {t} on the way. How many are in it now?|There are {c} {t} in it now.",
     "{n} has {a} {t} and {m} has {b}. How many more does {n} have?|{n} has {c} more {t}.",
     "{n} must read {a} pages and has read {b}. How many pages are left?|{c} pages are left.",
+    "{n} buys {a} {t} and breaks {b}. How many {t} does {n} still have?|{n} still has {c} {t}.",
+    "On a table are {a} {t}, and {n} takes {b} of them. How many {t} stay there?|{c} {t} stay.",
+    "{n} picked {a} {t} and gave {m} {b}. How many {t} does {n} have left?|{n} has {c} {t} left.",
+    "There were {a} {t} in a room. Someone carries {b} out. How many {t} are there now?|There are {c} {t} now.",
+    "{n} found {a} {t} but {b} fell down. How many {t} are left?|{c} {t} are left.",
+    "Of {a} {t} that {n} bought, {m} ate {b}. How many {t} are there still?|There are {c} {t} still.",
 ]
 SMALL = terms(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
