@@ -1,10 +1,18 @@
-"""The command line: `quire serve | chat | complete | info`. Each command is loaded when it is called."""
+"""The command line: `quire COMMAND`. Each command is a module that is loaded when it is called."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+
+COMMANDS = {
+    "chat": "quire.clients.talk",
+    "complete": "quire.clients.talk",
+    "info": "quire.clients.info",
+}
+"""Command to the module whose `main(command, words)` runs it and returns the exit code; `serve` is built in."""
 
 _HELP = """\
 usage: quire COMMAND [arguments]
@@ -50,14 +58,9 @@ def _run(words: list[str]) -> int:
         return 0
     if command == "serve":
         return _serve(rest)
-    if command in ("chat", "complete"):
-        from quire.clients import talk
-
-        return talk.main(command, rest)
-    if command == "info":
-        from quire.clients import info
-
-        return info.main(rest)
+    if command in COMMANDS:
+        exit_code: int = importlib.import_module(COMMANDS[command]).main(command, rest)
+        return exit_code
     return _refuse(command)
 
 
@@ -84,11 +87,12 @@ def _serve(words: list[str]) -> int:
 
 def _refuse(command: str) -> int:
     from quire.clients.terminal import USAGE, CommandFailed, nearest
-    from quire.server.not_built import COMMANDS
+    from quire.server import not_built
 
-    if command in COMMANDS:
-        raise CommandFailed(f"quire {command}: {COMMANDS[command]}", USAGE)
-    hint = nearest(command, ["serve", "chat", "complete", "info", *COMMANDS]) or "; `quire --help` lists the commands"
+    if command in not_built.COMMANDS:
+        raise CommandFailed(f"quire {command}: {not_built.COMMANDS[command]}", USAGE)
+    known = ["serve", *COMMANDS, *not_built.COMMANDS]
+    hint = nearest(command, known) or "; `quire --help` lists the commands"
     raise CommandFailed(f"unknown command {command}{hint}", USAGE)
 
 

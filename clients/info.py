@@ -17,9 +17,9 @@ _PACKAGES = ("torch", "safetensors", "tokenizers", "fastapi", "uvicorn", "pydant
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve")
 
 
-def main(arguments: list[str]) -> int:
+def main(command: str, arguments: list[str]) -> int:
     """Print the facts; --json for programs."""
-    parser = Parser(prog="quire info", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"quire {command}", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
     options = parser.parse(arguments)
