@@ -16,6 +16,7 @@ from quire.server.generation import Engine
 from quire.server.limits import Limits
 from quire.server.not_built_routes import NOT_BUILT
 from quire.server.routes_openai import OpenAIRoutes
+from quire.server.routes_page import PageRoutes
 from quire.server.routes_probe import ProbeRoutes
 from quire.server.routes_text import TextRoutes
 from quire.server.service import SamplingDefaults, Service
@@ -67,7 +68,7 @@ def create_app(
 
 
 def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
-    openai, text, probe = OpenAIRoutes(service), TextRoutes(service), ProbeRoutes(service)
+    openai, text, probe, page = OpenAIRoutes(service), TextRoutes(service), ProbeRoutes(service), PageRoutes()
     return [
         ("/v1/chat/completions", openai.chat_completions, Access.KEY, "POST"),
         ("/v1/completions", openai.completions, Access.KEY, "POST"),
@@ -83,7 +84,8 @@ def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
         ("/livez", probe.health, Access.OPEN, "GET"),
         ("/ready", probe.ready, Access.OPEN, "GET"),
         ("/readyz", probe.ready, Access.OPEN, "GET"),
-        ("/", probe.page, Access.OPEN, "GET"),
+        ("/", page.page, Access.OPEN, "GET"),
+        ("/playground/{name}", page.asset, Access.OPEN, "GET"),
     ]
 
 

@@ -98,15 +98,15 @@ class Exchange:
         return b"".join(pieces)
 
     async def respond(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """Send a whole answer."""
+        """Send a whole answer. 204 and 304 have no body, and so say no length."""
         self.started = True
-        length = (b"content-length", str(len(body)).encode())
+        length = () if status in (204, 304) else ((b"content-length", str(len(body)).encode()),)
         async with self._stall_limit():
             await self._send(
                 {
                     "type": "http.response.start",
                     "status": status,
-                    "headers": [*headers, length, *self.extra_headers],
+                    "headers": [*headers, *length, *self.extra_headers],
                 }
             )
             await self._send({"type": "http.response.body", "body": body})

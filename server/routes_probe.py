@@ -1,4 +1,4 @@
-"""Probes and figures: /health, /ready, /version, /metrics, /load, and the page at /."""
+"""Probes and figures: /health, /ready, /version, /metrics, /load."""
 
 from __future__ import annotations
 
@@ -9,31 +9,8 @@ from quire.server.exchange import Exchange
 from quire.server.metrics import CONTENT_TYPE
 from quire.server.service import Service, draining
 
-_HTML = (b"content-type", b"text/html; charset=utf-8")
-_PAGE_HEADERS = (
-    (b"content-security-policy", b"default-src 'self'; style-src 'unsafe-inline'"),
-    (b"x-content-type-options", b"nosniff"),
-)
 _READY_SHARE = 0.9
 """Of the queue: a server whose queue is fuller asks balancers to send work elsewhere."""
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Quire</title>
-<style>body{font:16px/1.5 system-ui,sans-serif;max-width:42rem;margin:3rem auto;padding:0 1rem}code{font-size:.95em}
-li{margin:.2rem 0}</style>
-<h1>Quire</h1>
-<p>An LLM inference server, version VERSION. It speaks OpenAI's API:</p>
-<ul>
-<li><code>POST /v1/chat/completions</code>, <code>POST /v1/completions</code>, <code>GET /v1/models</code></li>
-<li><code>POST /tokenize</code>, <code>POST /detokenize</code></li>
-<li><code>GET /health</code> (alive), <code>/ready</code> (accepting), <code>/version</code>, <code>/load</code>,
-<code>/metrics</code></li>
-</ul>
-<p>Try it:</p>
-<pre><code>curl -N BASE/v1/chat/completions -H 'Content-Type: application/json' \\
-  -d '{"model": "MODEL", "stream": true, "messages": [{"role": "user", "content": "Who are you?"}]}'</code></pre>
-</html>
-"""
 
 
 class ProbeRoutes:
@@ -82,17 +59,3 @@ class ProbeRoutes:
     async def metrics(self, exchange: Exchange) -> None:
         """GET /metrics, in Prometheus' text format."""
         await exchange.respond(200, self.service.metrics.exposition(), (b"content-type", CONTENT_TYPE.encode()))
-
-    async def page(self, exchange: Exchange) -> None:
-        """GET /: what this is, and how to talk to it."""
-        # Nothing of the request goes into the page: a Host header is text of a stranger.
-        page = _PAGE.replace("VERSION", version("quire")).replace("MODEL", _escaped(self.service.models[0]))
-        settings = self.service.settings
-        base = "" if settings.uds is not None else f"http://{settings.host}:{settings.port}"
-        await exchange.respond(200, page.replace("BASE", _escaped(base)).encode(), _HTML, *_PAGE_HEADERS)
-
-
-def _escaped(text: str) -> str:
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#x27;")):
-        text = text.replace(character, entity)
-    return text

@@ -111,6 +111,7 @@ def test_the_wheel_holds_the_starter_and_the_defaults(wheel: Path) -> None:
     assert {
         "quire/py.typed",
         "quire/server/config.yaml",
+        "quire/server/playground/index.html",
         "quire/models/starter/config.json",
         "quire/models/starter/model.safetensors",
         "quire/models/starter/tokenizer.json",
