@@ -17,13 +17,14 @@ from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
 from quire.engine.errors import UsageError
 from quire.engine.hardware import Hardware, available_memory, count_cores
-from quire.engine.kv_cache import CachePlan, CacheWish, KVCache, block_bytes, plan_cache
+from quire.engine.kv_cache import KVCache
 from quire.engine.loader import choose_dtype, load_model
 from quire.engine.messages import Progress, Ready
 from quire.engine.model_folder import STARTER
 from quire.engine.models.architectures import read_model_config
 from quire.engine.models.config import CacheSpec, ModelConfig
 from quire.engine.models.decoder import Decoder
+from quire.engine.plan import CachePlan, CacheWish, block_bytes, plan_cache
 from quire.engine.planted_faults import plant
 from quire.engine.prefix_index import PrefixIndex
 from quire.engine.resolve import Resolved, resolve
@@ -161,7 +162,7 @@ def _cache(
         wanted_bytes=config.kv_cache_memory_bytes,
         num_blocks=config.num_blocks_override,
     )
-    plan = plan_cache(wish, block_bytes(specs, resolved.block_size, dtype), available_memory())
+    plan = plan_cache(wish, block_bytes(specs, resolved.block_size, dtype.itemsize), available_memory())
     return plan, KVCache(specs, plan, dtype, torch.device(resolved.device))
 
 

@@ -25,12 +25,13 @@ from quire import kernels
 from quire.engine.block_pool import BlockPool
 from quire.engine.core import EngineCore
 from quire.engine.faults import NO_FAULTS, Faults
-from quire.engine.kv_cache import CachePlan, KVCache
+from quire.engine.kv_cache import KVCache
 from quire.engine.loader import load_model
 from quire.engine.messages import Add, TokenLogprobs, pack_ids, unpack_ids
 from quire.engine.model_folder import STARTER
 from quire.engine.models.architectures import read_model_config
 from quire.engine.models.decoder import Decoder
+from quire.engine.plan import CachePlan
 from quire.engine.prefix_index import PrefixIndex
 from quire.engine.runner import ModelRunner
 from quire.engine.sampling_params import SamplingParams

@@ -18,7 +18,7 @@ from quire.engine.__main__ import serve
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError, ModelError, QuireError, UsageError
 from quire.engine.hardware import Hardware
-from quire.engine.kv_cache import CachePlan, KVCache
+from quire.engine.kv_cache import KVCache
 from quire.engine.memory_transport import MemoryEngineTransport, MemoryHttpTransport, memory_pair
 from quire.engine.messages import (
     Add,
@@ -36,6 +36,7 @@ from quire.engine.messages import (
 )
 from quire.engine.models.architectures import read_model_config
 from quire.engine.models.config import ModelConfig
+from quire.engine.plan import CachePlan
 from quire.engine.process import build_engine
 from quire.engine.progress_page import ProgressPage
 from quire.engine.resolve import Resolved, resolve

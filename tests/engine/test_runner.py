@@ -12,8 +12,9 @@ import torch
 from support.toy_model import TOY_SPEC, ToyKernels, ToyModel
 from torch import Tensor
 
-from quire.engine.kv_cache import CachePlan, KVCache
+from quire.engine.kv_cache import KVCache
 from quire.engine.messages import pack_ids
+from quire.engine.plan import CachePlan
 from quire.engine.runner import ModelRunner, StepWatch
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.step import NewRow, RowWork, Sampled, Step
