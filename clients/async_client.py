@@ -9,8 +9,6 @@ async with AsyncClient() as client:
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
@@ -20,13 +18,13 @@ import httpx
 
 from quire.clients import protocol
 from quire.clients.errors import ClientError
-from quire.clients.transport import is_local, request, timeouts, transport_failure
+from quire.clients.transport import Base, StreamBase, async_transport, request, settings, transport_failure
 from quire.clients.types import Chat, ChatFields, Completion, CompletionFields, Delta, Messages, Model, Prompt
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(Base):
     """Talks to one server. For one event loop; an async context manager that closes its connections.
 
     `model` is asked for when a call names none; without it, the first model that the server names. `timeout` is in
@@ -45,16 +43,10 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.base_url = protocol.base_url(base_url, os.environ)
-        self.model = model
-        self.max_retries = max_retries
+        super().__init__(base_url, model, max_retries)
         self._sleep = sleep
         self._http = httpx.AsyncClient(
-            base_url=self.base_url,
-            headers=protocol.authorization(api_key, os.environ),
-            timeout=timeouts(timeout),
-            transport=transport,
-            trust_env=not is_local(self.base_url),
+            **settings(self.base_url, api_key, timeout), transport=transport or async_transport(self.base_url)
         )
 
     @overload
@@ -143,7 +135,8 @@ class AsyncClient:
         return AsyncStream(await self._send(call, None), self.base_url)
 
     async def _send(self, call: protocol.Call[T], max_retries: int | None) -> httpx.Response:
-        for attempt in itertools.count():
+        retries = protocol.Retries(self.max_retries if max_retries is None else max_retries)
+        while True:
             failure: ClientError
             try:
                 response = await self._http.send(request(self._http, call), stream=True)
@@ -152,27 +145,15 @@ class AsyncClient:
                 failure = protocol.refusal(response.status_code, response.headers, await response.aread())
             except httpx.HTTPError as error:
                 failure = transport_failure(error, self.base_url)
-            allowed = self.max_retries if max_retries is None else max_retries
-            delay = protocol.retry_delay(failure, attempt, allowed, random.random())
-            if delay is None:
-                raise failure
-            await self._sleep(delay)
-        raise AssertionError("unreachable")
+            await self._sleep(retries.wait(failure, random.random()))
 
 
-class AsyncStream:
+class AsyncStream(StreamBase):
     """The deltas of one answer, as they come. Closing it, or leaving its `with` block, stops the generation."""
 
     def __init__(self, response: httpx.Response, url: str) -> None:
-        self._response = response
-        self._url = url
+        super().__init__(response, url)
         self._deltas = self._read()
-
-    @property
-    def request_id(self) -> str | None:
-        """The server's name for this request."""
-        name: str | None = self._response.headers.get("x-request-id")
-        return name
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas

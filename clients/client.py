@@ -8,8 +8,6 @@ for delta in client.chat("Tell me a story.", stream=True):
 
 from __future__ import annotations
 
-import itertools
-import os
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,13 +18,13 @@ import httpx
 
 from quire.clients import protocol
 from quire.clients.errors import ClientError
-from quire.clients.transport import is_local, request, timeouts, transport_failure
+from quire.clients.transport import Base, StreamBase, blocking_transport, request, settings, transport_failure
 from quire.clients.types import Chat, ChatFields, Completion, CompletionFields, Delta, Messages, Model, Prompt
 
 T = TypeVar("T")
 
 
-class Client:
+class Client(Base):
     """Talks to one server. Safe to share between threads; a context manager that closes its connections.
 
     `model` is asked for when a call names none; without it, the first model that the server names. `timeout` is in
@@ -45,16 +43,10 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.base_url = protocol.base_url(base_url, os.environ)
-        self.model = model
-        self.max_retries = max_retries
+        super().__init__(base_url, model, max_retries)
         self._sleep = sleep
         self._http = httpx.Client(
-            base_url=self.base_url,
-            headers=protocol.authorization(api_key, os.environ),
-            timeout=timeouts(timeout),
-            transport=transport,
-            trust_env=not is_local(self.base_url),
+            **settings(self.base_url, api_key, timeout), transport=transport or blocking_transport(self.base_url)
         )
 
     @overload
@@ -137,7 +129,8 @@ class Client:
         return Stream(self._send(call, None), self.base_url)
 
     def _send(self, call: protocol.Call[T], max_retries: int | None) -> httpx.Response:
-        for attempt in itertools.count():
+        retries = protocol.Retries(self.max_retries if max_retries is None else max_retries)
+        while True:
             failure: ClientError
             try:
                 response = self._http.send(request(self._http, call), stream=True)
@@ -146,27 +139,15 @@ class Client:
                 failure = protocol.refusal(response.status_code, response.headers, response.read())
             except httpx.HTTPError as error:
                 failure = transport_failure(error, self.base_url)
-            allowed = self.max_retries if max_retries is None else max_retries
-            delay = protocol.retry_delay(failure, attempt, allowed, random.random())
-            if delay is None:
-                raise failure
-            self._sleep(delay)
-        raise AssertionError("unreachable")
+            self._sleep(retries.wait(failure, random.random()))
 
 
-class Stream:
+class Stream(StreamBase):
     """The deltas of one answer, as they come. Closing it, or leaving its `with` block, stops the generation."""
 
     def __init__(self, response: httpx.Response, url: str) -> None:
-        self._response = response
-        self._url = url
+        super().__init__(response, url)
         self._deltas = self._read()
-
-    @property
-    def request_id(self) -> str | None:
-        """The server's name for this request."""
-        name: str | None = self._response.headers.get("x-request-id")
-        return name
 
     def __iter__(self) -> Iterator[Delta]:
         return self._deltas

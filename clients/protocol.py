@@ -48,6 +48,8 @@ def base_url(given: str | None, environment: Mapping[str, str]) -> str:
     A trailing /v1, as the openai package wants it, is taken off.
     """
     url = given or environment.get("QUIRE_BASE_URL") or environment.get("OPENAI_BASE_URL") or DEFAULT_URL
+    if url.startswith("unix:"):
+        return url
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -310,3 +312,18 @@ def retry_delay(failure: ClientError, attempt: int, max_retries: int, jitter: fl
     elif not isinstance(failure, ConnectionFailed) or isinstance(failure, TimedOut):
         return None
     return float(min(0.5 * 2.0**attempt, 8.0) * (1.0 - 0.25 * jitter))
+
+
+class Retries:
+    """The waits between the attempts at one request."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.attempt = most, 0
+
+    def wait(self, failure: ClientError, jitter: float) -> float:
+        """Seconds until the next attempt; raises the failure when there is to be none. `jitter` as in `retry_delay`."""
+        delay = retry_delay(failure, self.attempt, self.most, jitter)
+        if delay is None:
+            raise failure
+        self.attempt += 1
+        return delay
