@@ -71,9 +71,9 @@ def _kernels() -> dict[str, Any]:
     import torch
 
     from quire.engine.hardware import count_cores
-    from quire.engine.loader import choose_dtype
     from quire.engine.model_folder import STARTER
     from quire.engine.models.architectures import read_model_config
+    from quire.engine.resolve import choose_dtype
     from quire.kernels import select
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

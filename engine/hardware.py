@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,16 @@ def available_memory(root: Path = Path("/")) -> int:
     fields = dict(_split(line) for line in (root / "proc/meminfo").read_text().splitlines() if ":" in line)
     available = int(fields["MemAvailable"].split()[0]) * 1024
     return min([available, *(_headroom(folder) for folder in _cgroups(root))])
+
+
+def bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The CPU flag that multiplies bfloat16 in hardware, as Linux names it; None where there is none."""
+    wanted = ("bf16",) if platform.machine() in ("aarch64", "arm64") else ("amx_bf16", "avx512_bf16")
+    try:
+        flags = set(re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)[0].split())
+    except (OSError, IndexError):
+        return None
+    return next((flag for flag in wanted if flag in flags), None)
 
 
 def _split(line: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import re
 import zlib
 from collections.abc import Callable
@@ -14,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quire.engine.errors import CapacityError, ModelError
-from quire.engine.hardware import available_memory
+from quire.engine.errors import ModelError
 from quire.engine.models.config import ModelConfig, WeightNames
 from quire.engine.models.decoder import Decoder
 from quire.engine.models.json_file import read_json_object
-from quire.engine.models.weights import ExpectedWeights, WeightSource
+from quire.engine.models.shapes import weight_shapes
+from quire.engine.models.weights import WeightSource
 from quire.engine.safetensors_file import FLOAT_DTYPES, SafetensorsFile, TensorEntry, list_names
 from quire.kernels import Kernels
 
@@ -48,25 +47,19 @@ def load_model(
     """Load the weights in `folder`, or make random ones (load_format "dummy").
 
     `progress` hears (bytes done, bytes in all). `num_positions` bounds the longest sequence that will be served.
-    Raises ModelError for any fault of the files (M09, M10, M11, M14, M16), CapacityError when the weights do not fit.
+    Raises ModelError for any fault of the files (M09, M10, M11, M14, M16). Whether there is room for the weights,
+    `quire.engine.plan` has said before.
     """
     model = model_name or folder.name
-    expected = ExpectedWeights()
-    Decoder(config, kernels, expected, num_positions=1)
-    num_bytes = sum(math.prod(shape) for shape in expected.shapes.values()) * dtype.itemsize
-    free = available_memory()
-    if num_bytes > free:
-        raise CapacityError(
-            f"model {model}: the weights need {num_bytes / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')}, "
-            f"{free / 2**30:.2f} GiB of memory are available; use a smaller model or a machine with more memory"
-        )
+    expected = weight_shapes(config)
     with ExitStack() as stack:
         weights: WeightSource
         if load_format == "dummy":
+            num_bytes = sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize
             weights = DummyWeights(seed, dtype, num_bytes, progress)
         else:
             files = [stack.enter_context(closing(file)) for file in _open_files(folder, model)]
-            entries = match_names(files, expected.shapes, config.names, model)
+            entries = match_names(files, expected, config.names, model)
             weights = FileWeights(entries, dtype, check_weights, progress)
         return Decoder(config, kernels, weights, num_positions=num_positions)
 
@@ -204,37 +197,3 @@ def match_names(
             file_name = files[0].path.name if len(files) == 1 else INDEX_FILE
             raise ModelError(model, what, file_name, f"{len(faults)}: {list_names(faults)}", fix)
     return found
-
-
-def choose_dtype(config: ModelConfig, wanted: str, device: str) -> tuple[torch.dtype, str]:
-    """The dtype to compute in, and a sentence that says why.
-
-    `wanted` auto | float32 | bfloat16 | float16. Auto on a CPU is bfloat16 where the checkpoint is in half precision
-    and the CPU multiplies bfloat16 itself, float32 elsewhere.
-    """
-    if wanted != "auto":
-        return getattr(torch, wanted), f"{wanted}, as asked"
-    stored = config.torch_dtype or "float32"
-    if device != "cpu":
-        return getattr(torch, stored), f"{stored}, as the checkpoint"
-    if stored == "float32":
-        return torch.float32, "float32, as the checkpoint"
-    flag = bfloat16_instructions()
-    if flag is None:
-        return torch.float32, f"float32: the checkpoint is {stored}, but this CPU has no bfloat16 instructions"
-    return torch.bfloat16, f"bfloat16: the checkpoint is {stored} and this CPU has {flag}"
-
-
-def resolve_dtype(config: ModelConfig, wanted: str, device: str) -> torch.dtype:
-    """`choose_dtype` without the reason."""
-    return choose_dtype(config, wanted, device)[0]
-
-
-def bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """The CPU flag that multiplies bfloat16 in hardware, as Linux names it; None where there is none."""
-    wanted = ("bf16",) if platform.machine() in ("aarch64", "arm64") else ("amx_bf16", "avx512_bf16")
-    try:
-        flags = set(re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)[0].split())
-    except (OSError, IndexError):
-        return None
-    return next((flag for flag in wanted if flag in flags), None)

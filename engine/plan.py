@@ -6,10 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
-from quire.engine.models.config import CacheSpec
+from quire.engine.hardware import Hardware
+from quire.engine.models.config import CacheSpec, ModelConfig
+from quire.engine.models.shapes import WeightCounts, count_weights
+from quire.engine.resolve import DtypeName, Resolved, choose_dtype, resolve
+
+DTYPE_BYTES: dict[DtypeName, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+GPU_MAX_NUM_SEQS = 256
+"""Sequences at once where nothing is asked: a GPU has the matmul rate for them."""
 
 DEFAULT_BYTES = 4 << 30
 DEFAULT_SHARE = 0.4
@@ -28,6 +37,8 @@ class CachePlan:
     """At most `SMALL_SHARE` of what is free."""
     notes: tuple[str, ...] = ()
     """What the operator should know: a context that was reduced."""
+    flag: str = "--kv-cache-memory-bytes"
+    """What changes the number of blocks."""
 
     @property
     def num_tokens(self) -> int:
@@ -38,6 +49,18 @@ class CachePlan:
     def max_concurrency(self) -> float:
         """How many sequences of the greatest length fit at once."""
         return self.num_blocks / -(-self.max_model_len // self.block_size)
+
+    def check_fits(self, available_bytes: int) -> None:
+        """Raises CapacityError, naming the flag to change, when the cache is more than there is."""
+        if self.bytes <= available_bytes:
+            return
+        most = f"{available_bytes * self.num_blocks // self.bytes}"
+        if self.flag == "--kv-cache-memory-bytes":
+            most = f"{available_bytes >> 20}MiB"
+        raise CapacityError(
+            f"the KV cache wants {gib(self.bytes)} ({self.num_blocks} blocks of {self.block_size} tokens), and after "
+            f"the weights {gib(available_bytes)} of memory are there; lower {self.flag} to {most} at most"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,10 @@ class CacheWish:
     max_num_seqs: int
     wanted_bytes: int | None = None
     num_blocks: int | None = None
+    default_bytes: int = DEFAULT_BYTES
+    """Without a wish: at most this many bytes,"""
+    default_share: float = DEFAULT_SHARE
+    """and at most this share of what is there."""
 
 
 def block_bytes(specs: Sequence[CacheSpec], block_size: int, itemsize: int) -> int:
@@ -61,39 +88,120 @@ def block_bytes(specs: Sequence[CacheSpec], block_size: int, itemsize: int) -> i
 def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> CachePlan:
     """Decide the number of blocks.
 
-    `available_bytes` is what can be taken after the weights. Without wishes: the least of 4 GiB, 40 % of that, and what
-    max_num_seqs sequences of max_model_len can use. Raises CapacityError, naming the flag to change, when the wish is
-    more than there is, or when not even one sequence of max_model_len fits.
+    `available_bytes` is what can be taken after the weights. Without wishes: the least of the default bytes, the
+    default share of that, and what max_num_seqs sequences of max_model_len can use. Raises CapacityError, naming the
+    flag to change, when the wish is more than there is, or when not even one sequence of max_model_len fits.
     """
     blocks_per_sequence = -(-wish.max_model_len // wish.block_size)
-    usable = blocks_per_sequence * wish.max_num_seqs
+    flag = "--kv-cache-memory-bytes"
     if wish.num_blocks is not None:
         num_blocks, flag = wish.num_blocks, "--num-gpu-blocks-override"
     elif wish.wanted_bytes is not None:
-        num_blocks, flag = wish.wanted_bytes // bytes_per_block, "--kv-cache-memory-bytes"
+        num_blocks = wish.wanted_bytes // bytes_per_block
     else:
-        given = min(DEFAULT_BYTES, int(DEFAULT_SHARE * available_bytes))
-        num_blocks, flag = min(usable, given // bytes_per_block), "--kv-cache-memory-bytes"
+        given = min(wish.default_bytes, int(wish.default_share * available_bytes))
+        num_blocks = min(blocks_per_sequence * wish.max_num_seqs, given // bytes_per_block)
     size = num_blocks * bytes_per_block
-    if size > available_bytes:
-        raise CapacityError(
-            f"the KV cache wants {gib(size)} ({num_blocks} blocks of {wish.block_size} tokens), and after the weights "
-            f"{gib(available_bytes)} of memory are there; lower {flag}"
-        )
-    max_model_len = wish.max_model_len
-    notes: tuple[str, ...] = ()
-    if num_blocks < blocks_per_sequence:
-        max_model_len = num_blocks * wish.block_size
-        wanted = f"{wish.max_model_len} tokens want {gib(blocks_per_sequence * bytes_per_block)} of KV cache"
-        found = f"{gib(size)} ({max_model_len} tokens) are set aside of {gib(available_bytes)} there after the weights"
-        if wish.max_model_len_given or max_model_len < 1:
-            raise CapacityError(
-                f"one sequence of --max-model-len {wanted}, and {found}; "
-                f"raise {flag}, or lower --max-model-len to {max_model_len} at most"
-            )
-        notes = (f"context reduced to {max_model_len} tokens: {wanted}, {found}; raise {flag} for more",)
     small = size <= SMALL_SHARE * available_bytes
-    return CachePlan(num_blocks, wish.block_size, max_model_len, size, small, notes)
+    plan = CachePlan(num_blocks, wish.block_size, wish.max_model_len, size, small, flag=flag)
+    plan.check_fits(available_bytes)
+    if num_blocks >= blocks_per_sequence:
+        return plan
+    found = f"{gib(size)} ({plan.num_tokens} tokens) are set aside of {gib(available_bytes)} there after the weights"
+    wanted = f"{wish.max_model_len} tokens want {gib(blocks_per_sequence * bytes_per_block)} of KV cache"
+    most = min(blocks_per_sequence, available_bytes // bytes_per_block)
+    more = f"raise {flag} to {most}"
+    if flag == "--kv-cache-memory-bytes":
+        mebibytes = -(-most * bytes_per_block >> 20)
+        more = f"raise {flag} to {f'{mebibytes}MiB' if mebibytes << 20 <= available_bytes else most * bytes_per_block}"
+    if num_blocks == 0:
+        more = more if most else "use a smaller model or a machine with more memory"
+        raise CapacityError(f"one block of {wish.block_size} tokens wants {gib(bytes_per_block)}, and {found}; {more}")
+    if wish.max_model_len_given:
+        fix = f"lower --max-model-len to {plan.num_tokens} at most"
+        fix = f"{more}, or {fix}" if most == blocks_per_sequence else fix
+        raise CapacityError(f"one sequence of --max-model-len {wanted}, and {found}; {fix}")
+    if most == num_blocks:
+        more = "there is no memory for more"
+    elif most < blocks_per_sequence:
+        more = f"{more} for {most * wish.block_size}"
+    note = f"context reduced to {plan.num_tokens} tokens: {wanted}, {found}; {more}"
+    return replace(plan, max_model_len=plan.num_tokens, notes=(note,))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model asks of memory under the operator's settings, whatever memory there is."""
+
+    model_name: str
+    resolved: Resolved
+    dtype: DtypeName
+    dtype_reason: str
+    weights: WeightCounts
+    tables_bytes: int
+    """Cosines and sines of the rotary positions, float32."""
+    block_bytes: int
+    wish: CacheWish
+
+    @property
+    def weights_bytes(self) -> int:
+        """In the dtype of the engine."""
+        return self.weights.total * DTYPE_BYTES[self.dtype]
+
+    @property
+    def token_bytes(self) -> float:
+        """Of keys and values of one token."""
+        return self.block_bytes / self.wish.block_size
+
+
+def footprint_of(
+    config: EngineConfig, model: ModelConfig, hardware: Hardware, device: Literal["cpu", "gpu"] = "cpu"
+) -> Footprint:
+    """What `model` will take. Raises UsageError or ModelError as `resolve` does."""
+    resolved = resolve(config, model, hardware)
+    dtype, reason = choose_dtype(model, config.dtype, device)
+    if device == "gpu":
+        most = config.max_num_batched_tokens or GPU_MAX_NUM_SEQS
+        resolved = replace(resolved, max_num_seqs=config.max_num_seqs or min(GPU_MAX_NUM_SEQS, most))
+    wish = CacheWish(
+        block_size=resolved.block_size,
+        max_model_len=resolved.max_model_len,
+        max_model_len_given=resolved.max_model_len_given,
+        max_num_seqs=resolved.max_num_seqs,
+        wanted_bytes=config.kv_cache_memory_bytes,
+        num_blocks=config.num_blocks_override,
+    )
+    if device == "gpu":
+        wish = replace(wish, default_bytes=1 << 60, default_share=1.0)
+    ropes = {layer.attention.rope for layer in model.layers if layer.attention.rope is not None}
+    return Footprint(
+        model_name=config.model_name,
+        resolved=resolved,
+        dtype=dtype,
+        dtype_reason=reason,
+        weights=count_weights(model),
+        tables_bytes=sum(rope.rotary_dim // 2 * 2 * 4 for rope in ropes) * resolved.max_model_len,
+        block_bytes=block_bytes(model.cache_specs(), resolved.block_size, DTYPE_BYTES[dtype]),
+        wish=wish,
+    )
+
+
+def fit(footprint: Footprint, available_bytes: int) -> CachePlan:
+    """Divide `available_bytes`, before anything is loaded, between weights and cache.
+
+    Raises CapacityError with the sentence that `quire serve` and `quire plan` both end with.
+    """
+    needed = footprint.weights_bytes
+    if needed > available_bytes:
+        fix = "use a smaller model or a machine with more memory"
+        if footprint.dtype == "float32" and needed // 2 <= available_bytes:
+            fix = f"--dtype bfloat16 needs {gib(needed // 2)}"
+        raise CapacityError(
+            f"model {footprint.model_name}: the weights need {gib(needed)} in {footprint.dtype}, "
+            f"{gib(available_bytes)} of memory are available; {fix}"
+        )
+    rest = max(0, available_bytes - needed - footprint.tables_bytes)
+    return plan_cache(footprint.wish, footprint.block_bytes, rest)
 
 
 def gib(size: int) -> str:

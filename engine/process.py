@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,16 +18,16 @@ from quire.engine.core import EngineCore
 from quire.engine.errors import UsageError
 from quire.engine.hardware import Hardware, available_memory, count_cores
 from quire.engine.kv_cache import KVCache
-from quire.engine.loader import choose_dtype, load_model
+from quire.engine.loader import load_model
 from quire.engine.messages import Progress, Ready
 from quire.engine.model_folder import STARTER
 from quire.engine.models.architectures import read_model_config
-from quire.engine.models.config import CacheSpec, ModelConfig
+from quire.engine.models.config import ModelConfig
 from quire.engine.models.decoder import Decoder
-from quire.engine.plan import CachePlan, CacheWish, block_bytes, plan_cache
+from quire.engine.plan import CachePlan, fit, footprint_of
 from quire.engine.planted_faults import plant
 from quire.engine.prefix_index import PrefixIndex
-from quire.engine.resolve import Resolved, resolve
+from quire.engine.resolve import Resolved
 from quire.engine.runner import ModelRunner, StepWatch, Unwatched
 from quire.engine.scheduler import Scheduler, SchedulerConfig
 from quire.engine.warm_up import SMALL_WEIGHTS, choose_threads, find_token_budget, run_prompt
@@ -67,13 +67,15 @@ def build_engine(
     stopwatch, watch = stopwatch or Stopwatch(), watch or Unwatched()
     folder = Path(config.model)
     model_config = read_model_config(folder, config.model_name)
-    resolved = resolve(config, model_config, Hardware(min(count_cores(), torch.get_num_threads())))
+    footprint = footprint_of(config, model_config, Hardware(min(count_cores(), torch.get_num_threads())))
+    resolved, plan = footprint.resolved, fit(footprint, available_memory())
     torch.set_num_threads(resolved.threads)
     backend = _select_kernels(config, resolved)
-    dtype, reason = choose_dtype(model_config, config.dtype, resolved.device)
+    dtype: torch.dtype = getattr(torch, footprint.dtype)
     decoder = _load(config, model_config, resolved, backend, dtype, progress, watch)
     stopwatch.lap("weights")
-    plan, cache = _cache(config, resolved, model_config.cache_specs(), dtype)
+    plan.check_fits(available_memory())
+    cache = KVCache(model_config.cache_specs(), plan, dtype, torch.device(resolved.device))
     stopwatch.lap("kv_cache")
     max_num_seqs = min(resolved.max_num_seqs, plan.num_blocks)
     runner = ModelRunner(
@@ -99,9 +101,10 @@ def build_engine(
         max_num_batched_tokens=budget,
         weights_bytes=decoder.weights_bytes,
         kv_cache_bytes=plan.bytes,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=footprint.dtype,
         device=resolved.device,
-        kernels=f"{backend.name} kernels on {resolved.device}, {threads} thread{'s' * (threads > 1)}; {reason}",
+        kernels=f"{backend.name} kernels on {resolved.device}, {threads} thread{'s' * (threads > 1)}; "
+        + footprint.dtype_reason,
         seconds=stopwatch.seconds,
         # The Python code in the starter's folder is ours: it made the weights.
         notes=(*(model_config.warnings if folder != STARTER else ()), *plan.notes),
@@ -149,21 +152,6 @@ def _threads(config: EngineConfig, resolved: Resolved, runner: ModelRunner, plan
         return resolved.threads
     num_tokens_that_fit = min(plan.num_tokens, plan.max_model_len)
     return choose_threads(runner, resolved.threads, num_tokens_that_fit=num_tokens_that_fit, block_size=plan.block_size)
-
-
-def _cache(
-    config: EngineConfig, resolved: Resolved, specs: Sequence[CacheSpec], dtype: torch.dtype
-) -> tuple[CachePlan, KVCache]:
-    wish = CacheWish(
-        block_size=resolved.block_size,
-        max_model_len=resolved.max_model_len,
-        max_model_len_given=resolved.max_model_len_given,
-        max_num_seqs=resolved.max_num_seqs,
-        wanted_bytes=config.kv_cache_memory_bytes,
-        num_blocks=config.num_blocks_override,
-    )
-    plan = plan_cache(wish, block_bytes(specs, resolved.block_size, dtype.itemsize), available_memory())
-    return plan, KVCache(specs, plan, dtype, torch.device(resolved.device))
 
 
 def _warm_up(runner: ModelRunner, given: int | None, plan: CachePlan, max_num_seqs: int) -> int:

@@ -21,19 +21,6 @@ class WeightSource(Protocol):
         """The tensor `name` of exactly this shape."""
 
 
-class ExpectedWeights:
-    """A source that holds nothing and notes what is asked: the names and shapes that a model needs."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.bytes_taken = 0
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor without memory."""
-        self.shapes[name] = shape
-        return torch.empty(shape, device="meta")
-
-
 def take_linear(
     weights: WeightSource,
     kernels: Kernels,
@@ -57,19 +44,6 @@ def take_linear(
         else:
             matrices.append(weights.take(f"{name}.weight", (size, in_features)))
     biases = [weights.take(f"{name}.bias", (size,)) for name, size in zip(names, sizes, strict=True)] if bias else []
-    weight = _joined(matrices)
+    weight = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
     del matrices
-    return kernels.pack(weight, _joined(biases) if bias else None)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The parts one after the other along the first dimension.
-
-    Not torch.cat: of tensors without memory it imports the compiler, which takes two seconds of every start.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    joined = parts[0].new_empty((sum(len(part) for part in parts), *parts[0].shape[1:]))
-    for target, part in zip(torch.split(joined, [len(part) for part in parts]), parts, strict=True):
-        target.copy_(part)
-    return joined
+    return kernels.pack(weight, torch.cat(biases) if bias else None)

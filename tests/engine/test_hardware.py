@@ -63,3 +63,17 @@ def test_cores_are_physical_allowed_and_within_the_quota(tmp_path: Path, monkeyp
     assert hardware.count_cores(write(tmp_path, {"sys/fs/cgroup/a/cpu.max": "5000 100000\n"})) == 1
     arm = {"proc/cpuinfo": "\n\n".join(f"processor : {number}\n" for number in range(8)), **quota}
     assert hardware.count_cores(write(tmp_path, arm | {"sys/fs/cgroup/a/cpu.max": "max 100000\n"})) == 6
+
+
+def test_cpu_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    for machine, text, expected in (
+        ("x86_64", "flags\t: fpu avx512f avx512_bf16 amx_tile\n", "avx512_bf16"),
+        ("x86_64", "flags\t: fpu avx512f avx512_vnni\n", None),
+        ("aarch64", "Features\t: fp asimd bf16\n", "bf16"),
+        ("x86_64", "nothing", None),
+    ):
+        monkeypatch.setattr(hardware.platform, "machine", lambda machine=machine: machine)
+        info.write_text(text)
+        assert hardware.bfloat16_instructions(info) == expected
+    assert hardware.bfloat16_instructions(tmp_path / "none") is None

@@ -6,7 +6,6 @@ import json
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import PROMPT, tiny_checkpoint
 from support.greedy import Driver, load_tiny
 
-from quire.engine import loader, safetensors_file
-from quire.engine.errors import CapacityError, ModelError
-from quire.engine.loader import bfloat16_instructions, choose_dtype, load_model
+from quire.engine import safetensors_file
+from quire.engine.errors import ModelError
+from quire.engine.loader import load_model
 from quire.engine.models.architectures import read_model_config
 from quire.kernels import select
 
@@ -227,48 +226,3 @@ def test_dummy_weights_depend_on_the_seed_alone(folder: Path) -> None:
     assert not torch.allclose(first, other)
     assert torch.isfinite(first).all()
     assert first.std() > 0.1
-
-
-def test_weights_that_do_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "available_memory", lambda: 1000)
-    with pytest.raises(CapacityError, match="GiB of memory are available"):
-        load(folder)
-
-
-def test_huge_model_is_refused_before_any_allocation(folder: Path) -> None:
-    """The largest sizes that config.json may name; only missing memory stands between it and the weights."""
-    values = json.loads((folder / "config.json").read_text())
-    values |= {"num_hidden_layers": 100, "hidden_size": 131072, "vocab_size": 4_000_000, "intermediate_size": 2**20}
-    values |= {"num_attention_heads": 1024, "num_key_value_heads": 1024}
-    (folder / "config.json").write_text(json.dumps(values))
-    with pytest.raises(CapacityError):
-        load(folder, load_format="dummy")
-
-
-def test_choice_of_dtype(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(read_model_config(source, "tiny"), torch_dtype="bfloat16")
-    monkeypatch.setattr(loader, "bfloat16_instructions", lambda: None)
-    dtype, reason = choose_dtype(config, "auto", "cpu")
-    assert dtype == torch.float32
-    assert "this CPU has no bfloat16 instructions" in reason
-    monkeypatch.setattr(loader, "bfloat16_instructions", lambda: "amx_bf16")
-    assert choose_dtype(config, "auto", "cpu") == (
-        torch.bfloat16,
-        "bfloat16: the checkpoint is bfloat16 and this CPU has amx_bf16",
-    )
-    assert choose_dtype(replace(config, torch_dtype="float32"), "auto", "cpu")[0] == torch.float32
-    assert choose_dtype(config, "float16", "cpu")[0] == torch.float16
-
-
-def test_cpu_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = tmp_path / "cpuinfo"
-    for machine, text, expected in (
-        ("x86_64", "flags\t: fpu avx512f avx512_bf16 amx_tile\n", "avx512_bf16"),
-        ("x86_64", "flags\t: fpu avx512f avx512_vnni\n", None),
-        ("aarch64", "Features\t: fp asimd bf16\n", "bf16"),
-        ("x86_64", "nothing", None),
-    ):
-        monkeypatch.setattr(loader.platform, "machine", lambda machine=machine: machine)
-        info.write_text(text)
-        assert bfloat16_instructions(info) == expected
-    assert bfloat16_instructions(tmp_path / "none") is None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
+from quire.engine.hardware import Hardware
+from quire.engine.models.architectures import read_model_config
 from quire.engine.models.config import CacheSpec
-from quire.engine.plan import CacheWish, block_bytes, plan_cache
+from quire.engine.plan import CacheWish, Footprint, block_bytes, fit, footprint_of, plan_cache
 
 GIB = 1 << 30
 BYTES = 1 << 20
@@ -71,3 +77,73 @@ def test_a_context_nobody_asked_for_is_reduced_with_a_note() -> None:
 def test_small_is_beside_what_is_free() -> None:
     assert plan_cache(wish(), BYTES, 64 * GIB).is_small
     assert not plan_cache(wish(), BYTES, 2 * GIB).is_small
+
+
+LLAMA_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+}
+
+
+def footprint(folder: Path, values: dict[str, Any], device: Literal["cpu", "gpu"] = "gpu", **fields: Any) -> Footprint:
+    (folder / "config.json").write_text(json.dumps(values))
+    config = EngineConfig(model=str(folder), model_name="big", **fields)
+    return footprint_of(config, read_model_config(folder, "big"), Hardware(cores=4), device)
+
+
+def test_the_figures_of_llama_3_1_8b(tmp_path: Path) -> None:
+    """8,030,261,248 parameters, as its card says; 128 KiB of keys and values a token (docs: PERFORMANCE)."""
+    found = footprint(tmp_path, LLAMA_8B)
+    assert found.weights.total == 8_030_261_248
+    assert (found.dtype, found.weights_bytes, found.token_bytes) == ("bfloat16", 16_060_522_496, 131_072)
+    assert found.tables_bytes == 131072 * 128 * 4
+    plan = fit(found, 80 * GIB)
+    rest = 80 * GIB - found.weights_bytes - found.tables_bytes
+    assert plan.num_blocks == rest // (16 * 131_072)
+    assert found.resolved.max_num_seqs == 256
+
+
+def test_weights_that_do_not_fit_name_the_flag_that_helps(tmp_path: Path) -> None:
+    found = footprint(tmp_path, LLAMA_8B, "cpu", dtype="float32")
+    with pytest.raises(CapacityError, match=r"29\.92 GiB in float32, 20\.00 GiB .*; --dtype bfloat16 needs 14\.96 GiB"):
+        fit(found, 20 * GIB)
+    with pytest.raises(CapacityError, match="use a smaller model or a machine with more memory"):
+        fit(found, 10 * GIB)
+
+
+def test_the_largest_sizes_that_a_config_may_name_are_refused(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 1024, "hidden_size": 131072, "vocab_size": 4_194_304, "intermediate_size": 2**20}
+    found = footprint(tmp_path, LLAMA_8B | sizes | {"num_attention_heads": 4096, "num_key_value_heads": 4096})
+    with pytest.raises(CapacityError, match="the weights need"):
+        fit(found, 1000 * GIB)
+
+
+def test_what_a_sentence_advises_fits() -> None:
+    """The amounts that the sentences name are accepted when they are followed."""
+    for fields in ({"wanted_bytes": 10 * BYTES}, {"num_blocks": 3}, {}, {"wanted_bytes": 900 * BYTES}):
+        with pytest.raises(CapacityError) as caught:
+            plan_cache(wish(max_model_len=2048, **fields), BYTES, 150 * BYTES + 7)
+        flag, amount = re.findall(r"(?:raise|lower) (--\S+) to (\d+)", str(caught.value))[0]
+        follow = {
+            "--kv-cache-memory-bytes": {"wanted_bytes": int(amount) * BYTES},
+            "--num-gpu-blocks-override": {"num_blocks": int(amount)},
+        }[flag]
+        assert plan_cache(wish(max_model_len=2048, **follow), BYTES, 150 * BYTES + 7).num_tokens >= 2048
+
+
+def test_a_note_says_how_much_more_could_be_had() -> None:
+    asked = wish(max_model_len=4096, max_model_len_given=False)
+    note = plan_cache(asked, BYTES, 100 * BYTES).notes[0]
+    assert "raise --kv-cache-memory-bytes to 100MiB for 1600" in note
+    assert (
+        "there is no memory for more"
+        in plan_cache(wish(**vars(asked) | {"num_blocks": 100}), BYTES, 100 * BYTES).notes[0]
+    )

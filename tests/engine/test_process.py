@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from support.checkpoints import tiny_checkpoint
 from support.toy_model import TOY_SPEC, ToyKernels, ToyModel
 
+from quire.engine import resolve as resolving
 from quire.engine import warm_up
 from quire.engine.__main__ import serve
 from quire.engine.config import EngineConfig
@@ -39,7 +41,7 @@ from quire.engine.models.config import ModelConfig
 from quire.engine.plan import CachePlan
 from quire.engine.process import build_engine
 from quire.engine.progress_page import ProgressPage
-from quire.engine.resolve import Resolved, resolve
+from quire.engine.resolve import Resolved, choose_dtype, resolve
 from quire.engine.runner import ModelRunner
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.warm_up import choose_threads, find_token_budget
@@ -113,6 +115,19 @@ def test_settings_that_cannot_be_honoured(fields: dict[str, Any], words: list[st
         resolved(model_config, **fields)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_choice_of_dtype(model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = replace(model_config, torch_dtype="bfloat16")
+    monkeypatch.setattr(resolving, "bfloat16_instructions", lambda: None)
+    dtype, reason = choose_dtype(half, "auto", "cpu")
+    assert dtype == "float32"
+    assert "this CPU has no bfloat16 instructions" in reason
+    monkeypatch.setattr(resolving, "bfloat16_instructions", lambda: "amx_bf16")
+    sentence = "bfloat16: the checkpoint is bfloat16 and this CPU has amx_bf16"
+    assert choose_dtype(half, "auto", "cpu") == ("bfloat16", sentence)
+    assert choose_dtype(model_config, "auto", "cpu")[0] == "float32"
+    assert choose_dtype(half, "float16", "cpu")[0] == "float16"
 
 
 def test_a_tokenizer_of_another_model_is_refused(model_config: ModelConfig) -> None:
