@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "bench": "quire.benchmarks.cli",
     "chat": "quire.clients.talk",
     "complete": "quire.clients.talk",
     "info": "quire.clients.info",
@@ -20,6 +21,7 @@ usage: quire COMMAND [arguments]
   serve [MODEL]      serve a model over HTTP; without MODEL, the starter model that ships with Quire
   chat               talk to a server, or start one for the while (-q asks one question)
   complete [PROMPT]  continue a text, the same way
+  bench KIND         load tests and measurements: serve, offline, startup
   info               versions, device, chosen kernels and why, the starter model
 
 `quire COMMAND --help` tells more. Exit codes: 0, 1 request failed, 2 usage, 3 model, 4 address, 5 memory."""

@@ -1,0 +1,48 @@
+"""`quire bench KIND`: each kind is a module that is loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+
+from quire.clients.terminal import USAGE, CommandFailed, nearest
+
+KINDS = {
+    "serve": "quire.benchmarks.serve",
+}
+"""Kind to the module whose `main(words)` runs it and returns the exit code."""
+
+NOT_BUILT = {
+    "kernels": "measuring single kernels is not built yet",
+    "compare": "not built yet; run `quire bench serve --base-url URL` against each server",
+}
+
+_HELP = """\
+usage: quire bench KIND [flags]
+
+  serve    load a running server (any that speaks OpenAI's API, or Ollama); --verify compares every answer
+
+`quire bench KIND --help` lists the flags."""
+
+_EXTRA = {"aiohttp", "matplotlib"}
+
+
+def main(command: str, words: list[str]) -> int:
+    """Run one benchmark; returns the exit code."""
+    kind, rest = (words[0], words[1:]) if words else ("--help", [])
+    if kind in ("--help", "-h", "help"):
+        print(_HELP)
+        return 0
+    if kind in NOT_BUILT:
+        raise CommandFailed(f"quire {command} {kind}: {NOT_BUILT[kind]}", USAGE)
+    if kind not in KINDS:
+        hint = nearest(kind, [*KINDS, *NOT_BUILT]) or f"; `quire {command} --help` lists them"
+        raise CommandFailed(f"quire {command}: unknown kind {kind}{hint}", USAGE)
+    try:
+        exit_code: int = importlib.import_module(KINDS[kind]).main(rest)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise CommandFailed(
+            f"quire {command} {kind} needs {error.name}; install it with: pip install 'quire[bench]'", USAGE
+        ) from error
+    return exit_code
