@@ -8,6 +8,8 @@ one doubly linked list, threaded through two arrays, so that a prefix hit takes 
 
 Allocation takes from the head: that is least-recently-used eviction. A table is released from its last block to its
 first, so a leaf is evicted before the prefix that leads to it.
+
+With a null block, block 0 is held for ever: tables may name it, but it is never handed out, written or cached.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from quire.engine.cache_groups import NULL_BLOCK
 from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.prefix_index import BlockKey, PrefixIndex
 
@@ -22,8 +25,8 @@ from quire.engine.prefix_index import BlockKey, PrefixIndex
 class BlockPool:
     """`num_blocks` blocks of `block_size` token slots.
 
-    `order` is the initial order of the free list, a permutation of all block ids (default: ascending); tests shuffle
-    it so that no block table is a range. `prefix_index` None switches prefix caching off.
+    `order` is the initial order of the free list, a permutation of all block ids but the null block's (default:
+    ascending); tests shuffle it so that no block table is a range. `prefix_index` None switches prefix caching off.
     """
 
     def __init__(
@@ -33,11 +36,15 @@ class BlockPool:
         *,
         prefix_index: PrefixIndex | None = None,
         order: Sequence[int] | None = None,
+        null_block: bool = False,
         faults: Faults = NO_FAULTS,
     ) -> None:
-        order = range(num_blocks) if order is None else order
-        if sorted(order) != list(range(num_blocks)):
-            raise ValueError(f"order must be a permutation of 0..{num_blocks - 1}, found {len(order)} entries")
+        block_ids = range(NULL_BLOCK + 1 if null_block else 0, num_blocks)
+        order = block_ids if order is None else order
+        if sorted(order) != list(block_ids):
+            raise ValueError(
+                f"order must be a permutation of {block_ids.start}..{num_blocks - 1}, found {len(order)} entries"
+            )
         self.num_blocks, self.block_size, self.prefix_index = num_blocks, block_size, prefix_index
         self.num_free = 0
         self._faults = faults
@@ -45,19 +52,30 @@ class BlockPool:
         self._pins = [0] * num_blocks
         self._generations = [0] * num_blocks
         self._keys: list[BlockKey | None] = [None] * num_blocks
+        self._groups = [0] * num_blocks
+        """Under which cache group a keyed block can be found."""
         # The list is circular through one extra entry, `_end`, whose neighbours are head and tail.
         self._end = num_blocks
         self._previous = [self._end] * (num_blocks + 1)
         self._next = [self._end] * (num_blocks + 1)
         for block_id in order:
             self._link_before(self._end, block_id)
+        self.num_usable = self.num_free
+        """All blocks but the null block."""
+        if null_block:
+            self._references[NULL_BLOCK] = self._pins[NULL_BLOCK] = 1
 
     # --- questions ---
 
     @property
+    def has_null_block(self) -> bool:
+        """Whether block tables may name `NULL_BLOCK` where nobody reads."""
+        return self.num_usable < self.num_blocks
+
+    @property
     def num_used(self) -> int:
-        """Blocks with a reference."""
-        return self.num_blocks - self.num_free
+        """Blocks that somebody holds."""
+        return self.num_usable - self.num_free
 
     @property
     def num_cached(self) -> int:
@@ -76,12 +94,16 @@ class BlockPool:
         """How often the block has been handed out."""
         return self._generations[block_id]
 
-    def find_prefix(self, keys: Iterable[BlockKey]) -> list[int]:
-        """The blocks of the longest prefix of `keys` that is cached; nothing is referenced yet."""
+    def find(self, key: BlockKey, group: int = 0) -> int | None:
+        """The cache group's block of this key, or None; it is not referenced yet."""
+        return None if self.prefix_index is None else self.prefix_index.find(key, group)
+
+    def find_prefix(self, keys: Iterable[BlockKey], group: int = 0) -> list[int]:
+        """The group's blocks of the longest prefix of `keys` that is cached; nothing is referenced yet."""
         found: list[int] = []
         if self.prefix_index is not None:
             for key in keys:
-                block_id = self.prefix_index.find(key)
+                block_id = self.prefix_index.find(key, group)
                 if block_id is None:
                     break
                 found.append(block_id)
@@ -102,6 +124,10 @@ class BlockPool:
     def is_cached(self, block_id: int) -> bool:
         """Whether the block can be found through the prefix index."""
         return self._keys[block_id] is not None
+
+    def contents(self) -> tuple[list[int], list[BlockKey | None]]:
+        """Copies, by block id: references, and the key under which the block can be found."""
+        return self._references.copy(), self._keys.copy()
 
     # --- commands ---
 
@@ -139,19 +165,20 @@ class BlockPool:
         self._pins[block_id] -= 1
         self._drop_reference(block_id)
 
-    def publish(self, block_id: int, key: BlockKey) -> None:
+    def publish(self, block_id: int, key: BlockKey, group: int = 0) -> None:
         """Let others find a full block whose writing step has been applied; a duplicate stays private."""
-        if self._references[block_id] == 0:
+        if self._references[block_id] == 0 or (block_id == NULL_BLOCK and self.has_null_block):
             raise ValueError(f"block {block_id} is published but nobody holds it")
-        if self.prefix_index is not None and self._keys[block_id] is None and self.prefix_index.put(key, block_id):
-            self._keys[block_id] = key
+        if self.prefix_index is not None and self._keys[block_id] is None:
+            if self.prefix_index.put(key, block_id, group):
+                self._keys[block_id], self._groups[block_id] = key, group
 
     def forget(self, block_ids: Iterable[int]) -> None:
         """Take blocks out of the prefix index: their content is doubtful or about to be overwritten."""
         for block_id in block_ids:
             key = self._keys[block_id]
             if key is not None and self.prefix_index is not None:
-                self.prefix_index.drop(key)
+                self.prefix_index.drop(key, self._groups[block_id])
                 self._keys[block_id] = None
 
     def check(self, tables: Iterable[Sequence[int]]) -> list[str]:
@@ -163,7 +190,7 @@ class BlockPool:
             found.append(f"I1: free list holds {len(free)} entries, {len(set(free))} distinct, counted {self.num_free}")
         for block_id in range(self.num_blocks):
             references, pins = self._references[block_id], self._pins[block_id]
-            if references != named[block_id] + pins or pins < 0:
+            if references != named[block_id] + pins or pins < (block_id == NULL_BLOCK and self.has_null_block):
                 found.append(
                     f"I2: block {block_id} has {references} references, {named[block_id]} slots and {pins} pins"
                 )
@@ -173,13 +200,13 @@ class BlockPool:
         return found + self._check_index()
 
     def _check_index(self) -> list[str]:
-        keyed = [(block_id, key) for block_id, key in enumerate(self._keys) if key is not None]
+        keyed = [(b, key, group) for b, (key, group) in enumerate(zip(self._keys, self._groups)) if key is not None]
         if self.prefix_index is None:
             return [f"I5: {len(keyed)} blocks are keyed without a prefix index"] if keyed else []
         found = [
-            f"I5: block {block_id} is keyed, but its hash finds {self.prefix_index.holder(key.hash)}"
-            for block_id, key in keyed
-            if self.prefix_index.holder(key.hash) != block_id
+            f"I5: block {block_id} is keyed, but its hash finds {self.prefix_index.holder(key.hash, group)}"
+            for block_id, key, group in keyed
+            if self.prefix_index.holder(key.hash, group) != block_id
         ]
         if len(keyed) != len(self.prefix_index):
             found.append(f"I5: {len(keyed)} blocks are keyed, the index has {len(self.prefix_index)}")

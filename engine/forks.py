@@ -1,7 +1,7 @@
 """Forks: the n choices of one request compute their prompt once.
 
     the leader's last prompt chunk is scheduled    forks get rows, and sample beside it from the same logits
-    that step is applied                           they share its full blocks; the partial one gets a target
+    that step is applied                           they share its full blocks; the partial ones get targets
     the next step                                  begins with the copies; then leader and forks go their own ways
 
 Nobody of the group computes on between the first line and the second, so a copy is made before anyone writes to it. A
@@ -11,6 +11,7 @@ choice for which there is no row, or no block, is queued like any sequence, and 
 from __future__ import annotations
 
 from quire.engine.block_pool import BlockPool
+from quire.engine.block_tables import BlockTables
 from quire.engine.flight import Draft, Flight
 from quire.engine.roster import Roster
 from quire.engine.sequence import Sequence, Status
@@ -19,8 +20,8 @@ from quire.engine.sequence import Sequence, Status
 class Forks:
     """What `Scheduler` does for requests with several choices."""
 
-    def __init__(self, pool: BlockPool, roster: Roster) -> None:
-        self._pool, self._roster = pool, roster
+    def __init__(self, pool: BlockPool, tables: BlockTables, roster: Roster) -> None:
+        self._pool, self._tables, self._roster = pool, tables, roster
 
     def start(self, leader: Sequence, draft: Draft) -> list[Sequence]:
         """The choices that will sample beside `leader`, which has scheduled its whole prompt; the others are queued."""
@@ -44,29 +45,26 @@ class Forks:
                     self._roster.leave(fork, Status.PREEMPTED)
 
     def _inherit(self, fork: Sequence, leader: Sequence) -> bool:
-        num_full_blocks, num_rest = divmod(fork.num_prompt_tokens, self._pool.block_size)
-        copy = self._pool.allocate(1 if num_rest else 0)
-        if copy is None:
+        copies = self._tables.fork(fork, leader)
+        if copies is None:
             return False
-        if copy:
-            source = leader.block_table[num_full_blocks]
-            self._pool.pin(source)
-            self._roster.copies[fork] = (source, copy[0])
-        shared = leader.block_table[:num_full_blocks]
-        self._pool.share(shared)
-        fork.block_table = shared + copy
-        fork.keys = leader.keys[:num_full_blocks]
+        if copies:
+            self._roster.copies[fork] = copies
+        fork.keys = leader.keys[: fork.num_prompt_tokens // self._pool.block_size]
         fork.num_published_blocks = leader.num_published_blocks
         fork.num_computed_tokens = fork.num_scheduled_tokens
+        if self._tables.has_window:
+            self._tables.slide(fork)  # a leader that has left did not
         fork.expect_known_tokens()
         return True
 
     def freeze_copies(self, flight: Flight) -> tuple[tuple[int, int], ...]:
         """The copies that the next step makes; it holds both blocks until it has been applied."""
         copies = self._roster.copies
-        for owner, (source, target) in copies.items():
-            self._pool.pin(target)
-            flight.copies.append((owner, source, target))
-        block_copies = tuple(copies.values())
+        for owner, pairs in copies.items():
+            for source, target in pairs:
+                self._pool.pin(target)
+                flight.copies.append((owner, source, target))
+        block_copies = tuple([pair for pairs in copies.values() for pair in pairs])
         copies.clear()
         return block_copies

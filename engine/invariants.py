@@ -1,13 +1,15 @@
 """The invariants of scheduler, queues and block pool, checked from outside: each returned line names the broken one.
 
 I1-I3, I5 and the free list's half of I7 are the pool's own (`BlockPool.check`). Here: I2's tables, I4, I6, I9, I10 and
-that every row and every claim has exactly one living owner. The cost is linear in the pool.
+that every row and every claim has exactly one living owner, and that a table names the null block exactly where its
+group's window has slid past. The cost is linear in the pool.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
+from quire.engine.cache_groups import NULL_BLOCK
 from quire.engine.scheduler import Scheduler
 from quire.engine.sequence import Sequence, Status
 
@@ -17,9 +19,10 @@ def violations(scheduler: Scheduler) -> list[str]:
     roster, pool = scheduler.roster, scheduler.pool
     holders = roster.running + roster.leaving
     return [
-        *pool.check([sequence.block_table for sequence in holders]),
+        *pool.check([table for sequence in holders for table in sequence.block_tables]),
         *_places(scheduler),
         *(line for sequence in roster.running for line in _counters(scheduler, sequence)),
+        *(line for sequence in roster.running for line in _tables(scheduler, sequence)),
         *_rows(scheduler, holders),
         *_writes(scheduler),
         *_idle(scheduler),
@@ -44,7 +47,7 @@ def _places(scheduler: Scheduler) -> list[str]:
                 found.append(f"I9: {sequence} lies in {name}")
             if (sequence in registered) is (sequence.status is Status.FINISHED):
                 found.append(f"I9: {sequence} in {name} is registered and finished, or neither")
-            if name in ("queue", "forks") and (sequence.block_table or sequence.row >= 0):
+            if name in ("queue", "forks") and (sequence.block_tables or sequence.row >= 0):
                 found.append(f"I6: {sequence} in {name} holds a row or blocks")
     found += [f"I9: {sequence} is in {seen[sequence]} places" for sequence in registered if seen[sequence] != 1]
     if roster.running != sorted(roster.running, key=lambda sequence: sequence.order):
@@ -64,10 +67,25 @@ def _counters(scheduler: Scheduler, sequence: Sequence) -> list[str]:
         found.append(f"I10: counters of {sequence} are out of order (at most {sequence.max_computed_tokens})")
     if computed > len(sequence.token_ids) or len(sequence.token_ids) > scheduler.config.max_model_len:
         found.append(f"I10: {sequence} knows {len(sequence.token_ids)} tokens")
-    if sequence.block_table and scheduled > len(sequence.block_table) * scheduler.pool.block_size:
-        found.append(f"I10: {sequence} has too few blocks")
     if (computed == scheduled) is not (sequence.num_steps_in_flight == 0):
         found.append(f"I10: {sequence} has {sequence.num_steps_in_flight} steps in flight")
+    return found
+
+
+def _tables(scheduler: Scheduler, sequence: Sequence) -> list[str]:
+    """I10: one table a cache group, all long enough, the null block where nobody reads and nowhere else."""
+    tables, groups, block_size = sequence.block_tables, scheduler.groups, scheduler.pool.block_size
+    if not tables:
+        return []
+    found = []
+    if len(tables) != len(groups) or len({len(table) for table in tables}) != 1:
+        found.append(f"I10: {sequence} has not one table of one length for each of {len(groups)} cache groups")
+    if sequence.num_scheduled_tokens > len(tables[0]) * block_size:
+        found.append(f"I10: {sequence} has too few blocks")
+    for group, table in zip(groups, tables, strict=False):
+        passed = range(group.first_block(sequence.num_computed_tokens, block_size))
+        if group.window is not None and [i for i, block_id in enumerate(table) if block_id == NULL_BLOCK] != [*passed]:
+            found.append(f"I10: {sequence} must name the null block in its first {len(passed)} entries, and only there")
     return found
 
 
@@ -88,7 +106,8 @@ def _writes(scheduler: Scheduler) -> list[str]:
     pool, found = scheduler.pool, []
     for flight in scheduler.flights:
         for sequence, start, end in flight.works:
-            for block_id in sequence.block_table[start // pool.block_size : -(-end // pool.block_size)]:
+            written = slice(start // pool.block_size, -(-end // pool.block_size))
+            for block_id in [block_id for table in sequence.block_tables for block_id in table[written]]:
                 if pool.owners(block_id) != 1 or pool.is_cached(block_id):
                     found.append(f"I4: block {block_id} is written by {sequence}, and {pool.owners(block_id)} own it")
     return found

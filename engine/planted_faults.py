@@ -6,12 +6,14 @@
     forward.hang     token    a forward pass over this token id never returns
     forward.kill     token    a forward pass over this token id ends the process at once
     forward.sleep    seconds  every forward pass takes so much longer
+    table.wrong      number   in a step of so many sequences, or more, the second reads the first one's first block
 
 In production the dictionary is empty and nothing here runs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -24,7 +26,7 @@ from torch import Tensor
 from quire.engine.runner import Model
 from quire.kernels.interface import AttentionPlan
 
-NAMES = ("load.raise", "forward.raise", "forward.nan", "forward.hang", "forward.kill", "forward.sleep")
+NAMES = ("load.raise", "forward.raise", "forward.nan", "forward.hang", "forward.kill", "forward.sleep", "table.wrong")
 
 
 def plant(model: Model, faults: dict[str, str]) -> Model:
@@ -42,13 +44,15 @@ class FaultyModel:
     def __init__(self, model: Model, faults: dict[str, str]) -> None:
         self._model = model
         self._seconds = float(faults.get("forward.sleep", "0"))
-        self._tokens = {name: int(value) for name, value in faults.items() if name != "forward.sleep"}
+        self._crowd = int(faults["table.wrong"]) if "table.wrong" in faults else None
+        numbers = ("forward.sleep", "table.wrong")
+        self._tokens = {name: int(value) for name, value in faults.items() if name not in numbers}
 
     def forward(
         self,
         input_ids: Tensor,
         positions: Tensor,
-        plan: AttentionPlan,
+        plans: Sequence[AttentionPlan],
         kv: Sequence[tuple[Tensor, Tensor]],
         on_layer: Callable[[], None],
     ) -> Tensor:
@@ -61,9 +65,11 @@ class FaultyModel:
             threading.Event().wait()
         if sees.get("forward.raise"):
             raise RuntimeError("a planted fault")
-        hidden = self._model.forward(input_ids, positions, plan, kv, on_layer)
+        if self._crowd is not None and len(plans[0].seq_lens_list) >= self._crowd:
+            plans = [_with_a_wrong_block(plan) for plan in plans]
+        hidden = self._model.forward(input_ids, positions, plans, kv, on_layer)
         if sees.get("forward.nan"):
-            starts = plan.query_start_list
+            starts = plans[0].query_start_list
             for start, end in itertools.pairwise(starts):
                 if (input_ids[start:end] == self._tokens["forward.nan"]).any():
                     hidden[start:end] = float("nan")
@@ -72,3 +78,10 @@ class FaultyModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Model.logits`."""
         return self._model.logits(hidden)
+
+
+def _with_a_wrong_block(plan: AttentionPlan) -> AttentionPlan:
+    """The plan in which the second sequence reads the first block of the first."""
+    tables = plan.block_tables.clone()
+    tables[1, 0] = tables[0, 0]
+    return dataclasses.replace(plan, block_tables=tables)

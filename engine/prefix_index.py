@@ -4,6 +4,8 @@ A full block is named by a hash chain: its hash covers its parent's hash, its ow
 changes keys and values. The hash is keyed (BLAKE2b, RFC 7693) with a secret of this process, so that nobody can
 construct a collision, and every field is tagged and length-prefixed, so that no two different field lists encode alike.
 A hit is still compared token by token along the chain: a collision costs a miss, never a wrong answer.
+
+Each cache group has blocks of its own for the same tokens: a key is made once, and found under (hash, group).
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class PrefixIndex:
         self._keyed = blake2b(digest_size=16, key=secret, person=b"quire block")
         self._mask = (1 << hash_bits) - 1
         self._cuts = hash_bits < 128
-        self._blocks: dict[bytes, tuple[BlockKey, int]] = {}
+        self._blocks: dict[tuple[bytes, int], tuple[BlockKey, int]] = {}
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -96,24 +98,24 @@ class PrefixIndex:
             digest = (int.from_bytes(digest, "little") & self._mask).to_bytes(16, "little")
         return BlockKey(digest, parent, ids, scope)
 
-    def find(self, key: BlockKey) -> int | None:
-        """The block that holds exactly this prefix, or None."""
-        entry = self._blocks.get(key.hash)
+    def find(self, key: BlockKey, group: int = 0) -> int | None:
+        """The block of the cache group that holds exactly this prefix, or None."""
+        entry = self._blocks.get((key.hash, group))
         if entry is None or not entry[0].same_prefix(key):
             return None
         # From now on both chains have this ancestor in common, so the next block's comparison ends here.
         key.parent = entry[0].parent
         return entry[1]
 
-    def put(self, key: BlockKey, block_id: int) -> bool:
-        """Make `block_id` the holder of `key`; False when the hash is taken, and the block stays private."""
-        return self._blocks.setdefault(key.hash, (key, block_id))[1] == block_id
+    def put(self, key: BlockKey, block_id: int, group: int = 0) -> bool:
+        """Make `block_id` the group's holder of `key`; False when the hash is taken, and the block stays private."""
+        return self._blocks.setdefault((key.hash, group), (key, block_id))[1] == block_id
 
-    def drop(self, key: BlockKey) -> None:
-        """Forget the holder of `key`; KeyError when there is none."""
-        del self._blocks[key.hash]
+    def drop(self, key: BlockKey, group: int = 0) -> None:
+        """Forget the group's holder of `key`; KeyError when there is none."""
+        del self._blocks[key.hash, group]
 
-    def holder(self, hash: bytes) -> int | None:
+    def holder(self, hash: bytes, group: int = 0) -> int | None:
         """The block id under `hash`, without comparison (for checks)."""
-        entry = self._blocks.get(hash)
+        entry = self._blocks.get((hash, group))
         return None if entry is None else entry[1]

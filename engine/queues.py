@@ -77,6 +77,6 @@ class WaitingQueue:
         A sequence that has been preempted `MAX_PREEMPTIONS` times holds all it will ever need, and is spared.
         """
         for sequence in reversed(running[1:]):
-            if sequence.block_table and sequence.num_preemptions < MAX_PREEMPTIONS:
+            if sequence.block_tables and sequence.num_preemptions < MAX_PREEMPTIONS:
                 return sequence
         return None

@@ -14,6 +14,7 @@ from bisect import insort
 from collections.abc import Collection
 
 from quire.engine.block_pool import BlockPool
+from quire.engine.block_tables import BlockTables
 from quire.engine.config import Policy
 from quire.engine.messages import (
     Add,
@@ -32,10 +33,12 @@ from quire.engine.step import NewRow
 class Roster:
     """Every unfinished request, its sequences, and the rows and blocks that they hold. Written by the `Scheduler`."""
 
-    def __init__(self, max_num_seqs: int, policy: Policy, pool: BlockPool, cache: PrefixCache) -> None:
+    def __init__(
+        self, max_num_seqs: int, policy: Policy, pool: BlockPool, tables: BlockTables, cache: PrefixCache
+    ) -> None:
         if policy not in ("fcfs", "priority"):
             raise ValueError(f"policy must be fcfs or priority, found {policy!r}")
-        self._policy, self._pool, self._cache = policy, pool, cache
+        self._policy, self._pool, self._tables, self._cache = policy, pool, tables, cache
         self.groups: dict[str, Group] = {}
         self.queue = WaitingQueue()
         self.running: list[Sequence] = []
@@ -45,8 +48,8 @@ class Roster:
         self.free_rows = list(reversed(range(max_num_seqs)))
         self.released_rows: list[int] = []
         """To be named in the next Step."""
-        self.copies: dict[Sequence, tuple[int, int]] = {}
-        """Forked sequence -> (source, target) of the copy that the next Step makes for it; the source is pinned."""
+        self.copies: dict[Sequence, list[tuple[int, int]]] = {}
+        """Forked sequence -> (source, target) of the copies that the next Step makes for it; each source is pinned."""
         self._num_arrivals = 0
 
     def add(self, add: Add, now: float, max_model_len: int) -> Group:
@@ -112,10 +115,10 @@ class Roster:
         self.leaving = held
 
     def _release(self, sequence: Sequence) -> None:
-        if sequence in self.copies:
-            source, _ = self.copies.pop(sequence)
+        for source, _ in self.copies.pop(sequence, ()):
             self._pool.unpin(source)
-        self._pool.release(sequence.block_table)
+        if sequence.block_tables:
+            self._tables.end(sequence)
         self.free_rows.append(sequence.row)
         self.released_rows.append(sequence.row)
         sequence.rewind()
@@ -134,7 +137,7 @@ class Roster:
         sequences = list(group.choices.values())
         rows = [output_row(sequence, (), "error", failure=failure) for sequence in sequences]
         for sequence in sequences:
-            self._pool.forget(sequence.block_table)
+            self._cache.distrust(sequence)
             self.leave(sequence, Status.FINISHED)
         return rows
 

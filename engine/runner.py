@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from quire.engine.cache_groups import CacheGroup
 from quire.engine.kv_cache import KVCache
 from quire.engine.logprobs import slice_rows, token_logprobs
 from quire.engine.messages import Failure, TokenLogprobs
@@ -39,11 +40,14 @@ class Model(Protocol):
         self,
         input_ids: Tensor,
         positions: Tensor,
-        plan: AttentionPlan,
+        plans: Sequence[AttentionPlan],
         kv: Sequence[tuple[Tensor, Tensor]],
         on_layer: Callable[[], None],
     ) -> Tensor:
-        """Hidden states [T, H] of input_ids, positions int64 [T]; keys and values go into `kv`, one pair a layer."""
+        """Hidden states [T, H] of input_ids, positions int64 [T]; keys and values go into `kv`.
+
+        `plans` and `kv` have an entry for each layer; layers of one cache group share their plan.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [R, V] of hidden states [R, H]."""
@@ -132,7 +136,7 @@ class ModelRunner:
     ) -> None:
         self._model, self._kernels, self._cache = model, kernels, cache
         self._vocab_size = vocab_size
-        self._table = RowTable(max_num_seqs, max_model_len, block_size)
+        self._table = RowTable(max_num_seqs, max_model_len, block_size, cache.groups)
         self._rows: dict[int, _Row] = {}
         self._watch = watch or Unwatched()
         self._computed: deque[_Computed] = deque()
@@ -148,7 +152,7 @@ class ModelRunner:
         self._watch.begin_step([self._rows[work.row].request_id for work in step.work])
         if step.block_copies:
             pairs = self._cache.copy_pairs(step.block_copies)
-            for keys, values in self._cache.layers:
+            for keys, values in self._cache.stripes:
                 self._kernels.copy_blocks(keys, values, pairs)
         computed = _Computed(step.step_id)
         ready = [work for work in step.work if self._prepare(work, computed)]
@@ -174,6 +178,11 @@ class ModelRunner:
     def collect(self) -> Sampled:
         """The oldest result; raises IndexError when no step was sampled."""
         return self._sampled.popleft()
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """The cache groups: a `RowWork` names blocks for each of them."""
+        return self._cache.groups
 
     # --- rows ---
 
@@ -218,8 +227,9 @@ class ModelRunner:
         """Hidden states of `works`; when that raises, of each half, until one work alone is to blame."""
         try:
             step_input = self._table.step_input(works)
+            plans = self._cache.by_layer(step_input.plans)
             hidden = self._model.forward(
-                step_input.input_ids, step_input.positions, step_input.plan, self._cache.layers, self._watch.tick
+                step_input.input_ids, step_input.positions, plans, self._cache.layers, self._watch.tick
             )
         except Exception as error:
             if len(works) == 1:
@@ -228,7 +238,7 @@ class ModelRunner:
                 computed.failures[works[0].row] = failure
                 return
         else:
-            computed.add(works, hidden, step_input.plan.query_start_list)
+            computed.add(works, hidden, step_input.plans[0].query_start_list)
             return
         half = len(works) // 2
         self._compute(works[:half], computed)

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from quire.engine.block_pool import BlockPool
+from quire.engine.block_tables import BlockTables
+from quire.engine.cache_groups import ONE_GROUP, CacheGroup
 from quire.engine.config import Policy
 from quire.engine.counters import Counters
 from quire.engine.faults import NO_FAULTS, Faults
@@ -39,7 +42,7 @@ MAX_TRIES = 32
 LEASE_SECONDS = 15.0
 """How long a request lives that the HTTP side does not name any more."""
 WATERMARK = 0.01
-"""Share of the pool that admission leaves free, beside one block for each running sequence."""
+"""Share of the pool that admission leaves free, beside the next blocks of each running sequence."""
 
 _ENDS: dict[CancelReason, FinishReason] = {
     "client_gone": "aborted",
@@ -63,16 +66,23 @@ class SchedulerConfig:
 class Scheduler:
     """Decides what each step computes. With its `roster`, the only writer of sequences and queues."""
 
-    def __init__(self, config: SchedulerConfig, pool: BlockPool, faults: Faults = NO_FAULTS) -> None:
-        if config.max_model_len > pool.num_blocks * pool.block_size:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        faults: Faults = NO_FAULTS,
+        groups: Items[CacheGroup] = ONE_GROUP,
+    ) -> None:
+        self.config, self.pool, self.groups = config, pool, tuple(groups)
+        self._tables = BlockTables(pool, groups)
+        if self._tables.num_blocks(config.max_model_len) > pool.num_usable:
             raise ValueError(
-                f"a request of max_model_len {config.max_model_len} tokens does not fit into {pool.num_blocks} blocks "
+                f"a request of max_model_len {config.max_model_len} tokens does not fit into {pool.num_usable} blocks "
                 f"of {pool.block_size}; lower max_model_len or give the KV cache more memory"
             )
-        self.config, self.pool = config, pool
-        self.cache = PrefixCache(pool)
-        self.roster = Roster(config.max_num_seqs, config.policy, pool, self.cache)
-        self._forks = Forks(pool, self.roster)
+        self.cache = PrefixCache(pool, groups)
+        self.roster = Roster(config.max_num_seqs, config.policy, pool, self._tables, self.cache)
+        self._forks = Forks(pool, self._tables, self.roster)
         self.flights: deque[Flight] = deque()
         """Steps in flight, oldest first."""
         self._max_chunk = config.long_prefill_token_threshold or config.max_num_batched_tokens
@@ -148,12 +158,10 @@ class Scheduler:
         The youngest has no part in this draft yet: sequences are drafted in their order. Where one is leaving already,
         its blocks come back when its step has been applied, and nobody else needs to go.
         """
-        if sequence.num_scheduled_tokens < len(sequence.block_table) * self.pool.block_size:
+        if sequence.num_scheduled_tokens < len(sequence.block_tables[0]) * self.pool.block_size:
             return True
         while sequence.status is Status.RUNNING:
-            block_ids = self.pool.allocate(1)
-            if block_ids is not None:
-                sequence.block_table += block_ids
+            if self._tables.extend(sequence):
                 return True
             if self.roster.leaving or not self._preempt_someone():
                 return False
@@ -195,11 +203,12 @@ class Scheduler:
     def _enter(self, sequence: Sequence, draft: Draft, now: float) -> bool:
         """Admit with blocks for every known token, behind the longest cached prefix; or say no and change nothing."""
         keys = self.cache.readable_keys(sequence)
-        hit = self.pool.find_prefix(keys)
-        missing_keys = keys[len(hit) :]
+        hit = self.cache.find(keys)
+        num_hit_blocks = len(hit[0])
+        missing_keys = keys[num_hit_blocks:]
         if self.cache.shadows(sequence, missing_keys, now):
             return False
-        num_cached_tokens = len(hit) * self.pool.block_size
+        num_cached_tokens = num_hit_blocks * self.pool.block_size
         num_missing_tokens = sequence.num_target_tokens - num_cached_tokens
         chunk = self._chunk(draft, num_missing_tokens, others_wait=len(self.roster.queue) > 1)
         if chunk < num_missing_tokens and draft.num_partial >= MAX_PARTIAL_PREFILLS:
@@ -210,30 +219,21 @@ class Scheduler:
         self.roster.queue.take(sequence)
         self.cache.claim(sequence, missing_keys)
         sequence.num_scheduled_tokens = sequence.num_computed_tokens = num_cached_tokens
-        sequence.num_published_blocks = len(hit)
+        sequence.num_published_blocks = num_hit_blocks
         draft.new_rows.append(self.roster.start(sequence))
         draft.give(sequence, chunk)
         self._counters.admit(sequence, len(keys) * self.pool.block_size, now)
         return True
 
-    def _allocate(self, sequence: Sequence, hit: list[int]) -> bool:
+    def _allocate(self, sequence: Sequence, hit: list[list[int]]) -> bool:
         """Blocks for all known tokens, or for all that will ever be after too many preemptions; keeps the watermark."""
         reserves = sequence.num_preemptions >= MAX_PREEMPTIONS
         num_tokens = sequence.max_computed_tokens if reserves else sequence.num_target_tokens
-        num_new_blocks = -(-num_tokens // self.pool.block_size) - len(hit)
-        num_running = len(self.roster.running)
-        watermark = num_running + int(WATERMARK * self.pool.num_blocks) if num_running else 0
+        num_next = len(self.roster.running) * len(self.groups)
+        watermark = num_next + int(WATERMARK * self.pool.num_usable) if num_next else 0
         if self._faults.rarely("scheduler.watermark"):
             watermark = 0
-        if self.pool.num_free - self.pool.count_unreferenced(hit) < num_new_blocks + watermark:
-            return False
-        self.pool.share(hit)
-        block_ids = self.pool.allocate(num_new_blocks)
-        if block_ids is None:
-            self.pool.release(hit)
-            return False
-        sequence.block_table = hit + block_ids
-        return True
+        return self._tables.begin(sequence, hit, num_tokens, watermark)
 
     def _spend_rest(self, draft: Draft) -> None:
         """Budget that nobody else wanted goes to the prompts that could take more."""
@@ -264,10 +264,11 @@ class Scheduler:
         end = sequence.num_scheduled_tokens = start + num_tokens
         sequence.num_steps_in_flight += 1
         flight.works.append((sequence, start, end))
-        new_block_ids: tuple[int, ...] = ()
-        if sequence.num_sent_blocks < len(sequence.block_table):
-            new_block_ids = tuple(sequence.block_table[sequence.num_sent_blocks :])
-            sequence.num_sent_blocks = len(sequence.block_table)
+        new_block_ids: tuple[tuple[int, ...], ...] = ()
+        tables, num_sent = sequence.block_tables, sequence.num_sent_blocks
+        if num_sent < len(tables[0]):
+            new_block_ids = tuple([tuple(table[num_sent:]) for table in tables])
+            sequence.num_sent_blocks = len(tables[0])
         samples = () if end < sequence.num_target_tokens else self._sampling_rows(sequence, draft, flight)
         wants = sequence.prompt_logprobs is not None and start + 1 < sequence.num_prompt_tokens
         return RowWork(sequence.row, start, num_tokens, new_block_ids, samples, wants)
@@ -345,6 +346,8 @@ class Scheduler:
                 sequence.num_computed_tokens = end
                 if end >= (sequence.num_published_blocks + 1) * block_size:
                     self.cache.publish(sequence)
+                if self._tables.has_window:
+                    self._tables.slide(sequence)
                 if sequence.prompt_logprobs is not None:
                     sequence.prompt_logprobs += sampled.prompt_logprobs.get(sequence.row, ())
 

@@ -37,6 +37,7 @@ class Group:
         "choices",
         "first_scheduled_at",
         "forks",
+        "key_id",
         "leader",
         "missing_since",
         "num_cached_tokens",
@@ -46,6 +47,7 @@ class Group:
 
     def __init__(self, add: Add, arrived_at: float) -> None:
         self.request_id = add.request_id
+        self.key_id = add.key_id
         self.scope = Scope(salt=add.salt)
         self.arrived_at = arrived_at
         self.first_scheduled_at: float | None = None
@@ -65,7 +67,7 @@ class Sequence:
     """One choice of one request. Written by the `Scheduler` alone; compared by identity."""
 
     __slots__ = (
-        "block_table",
+        "block_tables",
         "choice",
         "group",
         "keys",
@@ -120,9 +122,11 @@ class Sequence:
     def rewind(self) -> None:
         """Back to nothing computed: no row, no blocks; the known tokens stay."""
         self.row = -1
-        self.block_table: list[int] = []
+        self.block_tables: list[list[int]] = []
+        """One a cache group, all of one length; none while it holds no blocks. Where a window has slid past a block,
+        its group's entry is the null block."""
         self.num_sent_blocks = 0
-        """Of the block table, how many the runner has been told of."""
+        """Entries of each block table that the runner has been told of."""
         self.expect_known_tokens()
         self.num_scheduled_tokens = 0
         self.num_computed_tokens = 0
@@ -149,5 +153,5 @@ class Sequence:
         return (
             f"Sequence({self.group.request_id}/{self.choice} {self.status.value} row={self.row} "
             f"{self.num_computed_tokens}<={self.num_scheduled_tokens}<={self.num_target_tokens} "
-            f"blocks={self.block_table})"
+            f"blocks={self.block_tables})"
         )

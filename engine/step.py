@@ -8,9 +8,9 @@ The runner's order of work within one step:
   1. `released_rows` are forgotten;
   2. `new_rows` are created;
   3. `block_copies` are done, on every layer, whole blocks;
-  4. for each `RowWork`: append `new_block_ids` to the row's block table, then compute the tokens
-     [start, start + num_tokens), writing keys and values through the table; a token id that was sampled by an earlier
-     step is the runner's own (it appends what it samples to the row);
+  4. for each `RowWork`: append `new_block_ids` to the row's block tables, one for each cache group, then compute the
+     tokens [start, start + num_tokens), each layer writing keys and values through its group's table; a token id that
+     was sampled by an earlier step is the runner's own (it appends what it samples to the row);
   5. for each work with `samples` not empty: the logits of the work's last token give one next token for each of the
      rows named there (the row itself, and at the end of a shared prompt its sibling choices).
 
@@ -19,6 +19,9 @@ anew in the very step that releases it. The first work of a row brings its whole
 comes in a later step than the one in which it samples its first token, with the copy of its partial block. After a step
 whose `forward` raised, its rows are released although the runner may never have created them: releasing an unknown row,
 and a `NewRow` over a row that exists, are no errors.
+
+A block that a group's window has slid past belongs to others from the next step on, and nobody tells the runner: it
+knows the windows, and reads the null block instead.
 """
 
 from __future__ import annotations
@@ -50,8 +53,8 @@ class RowWork(msgspec.Struct, frozen=True, array_like=True):
     start: int
     """Position of the first token computed now; everything before it is in the row's blocks already."""
     num_tokens: int
-    new_block_ids: tuple[int, ...]
-    """Appended to the row's block table before anything is computed."""
+    new_block_ids: tuple[tuple[int, ...], ...]
+    """Appended to the row's block tables before anything is computed: for each cache group equally many, or ()."""
     samples: tuple[int, ...]
     """Rows that sample from the logits of this work's last token; empty in the middle of a prompt."""
     prompt_logprobs: bool = False

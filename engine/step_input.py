@@ -1,7 +1,8 @@
 """The tensors of one step, built once from the `Step` and what the runner remembers of each row.
 
-`RowTable` is that memory: token ids and block tables of all rows as two rectangles, so that building the input of a
-step is a handful of numpy gathers whatever the number of rows, and of which only the touched pages exist.
+`RowTable` is that memory: token ids and block tables of all rows as rectangles, one of block ids for each cache group,
+so that building the input of a step is a handful of numpy gathers whatever the number of rows, and of which only the
+touched pages exist.
 """
 
 from __future__ import annotations
@@ -14,39 +15,44 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from quire.engine.cache_groups import NULL_BLOCK, ONE_GROUP, CacheGroup
 from quire.engine.step import RowWork
 from quire.kernels.interface import AttentionPlan
 
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class StepInput:
     """What the model reads in one step: T tokens of S sequences, sequence by sequence.
 
-    `input_ids` int64 [T], `positions` int64 [T] (absolute), `plan` where each token's keys and values lie.
+    `input_ids` int64 [T], `positions` int64 [T] (absolute), `plans` where each token's keys and values lie: for each
+    cache group its own.
     """
 
     input_ids: Tensor
     positions: Tensor
-    plan: AttentionPlan
+    plans: tuple[AttentionPlan, ...]
 
 
 class RowTable:
     """Token ids and block tables of up to `max_rows` rows of up to `max_tokens` tokens each."""
 
-    def __init__(self, max_rows: int, max_tokens: int, block_size: int) -> None:
-        self.block_size = block_size
+    def __init__(
+        self, max_rows: int, max_tokens: int, block_size: int, groups: Sequence[CacheGroup] = ONE_GROUP
+    ) -> None:
+        self.block_size, self.groups = block_size, tuple(groups)
         self.max_tokens = max_tokens
         max_blocks = -(-max_tokens // block_size)
         # calloc: a page that no row has reached costs nothing.
         self._token_ids: Int32Array = np.zeros((max_rows, max_tokens), dtype=np.int32)
-        self._block_ids: Int32Array = np.zeros((max_rows, max_blocks), dtype=np.int32)
+        self._block_ids: Int32Array = np.zeros((len(self.groups), max_rows, max_blocks), dtype=np.int32)
         self._num_tokens = [0] * max_rows
         self._num_blocks = [0] * max_rows
 
     def create(self, row: int, token_ids: bytes) -> None:
-        """Begin a row with the known tokens (int32 bytes) and an empty block table."""
+        """Begin a row with the known tokens (int32 bytes) and empty block tables."""
         known = np.frombuffer(token_ids, dtype=np.int32)
         if known.size > self.max_tokens:
             raise ValueError(f"row {row} has {known.size} tokens, and the longest sequence is {self.max_tokens}")
@@ -54,12 +60,14 @@ class RowTable:
         self._num_tokens[row] = known.size
         self._num_blocks[row] = 0
 
-    def append_blocks(self, row: int, block_ids: Sequence[int]) -> None:
-        """Extend a row's block table."""
+    def append_blocks(self, row: int, block_ids: Sequence[Sequence[int]]) -> None:
+        """Extend a row's block tables by equally many ids for each group, or () for none; ValueError for any other."""
         if block_ids:
-            first = self._num_blocks[row]
-            self._num_blocks[row] = first + len(block_ids)
-            self._block_ids[row, first : first + len(block_ids)] = block_ids
+            if len(block_ids) != len(self.groups):
+                raise ValueError(f"block ids for {len(block_ids)} cache groups, and there are {len(self.groups)}")
+            first, count = self._num_blocks[row], len(block_ids[0])
+            self._block_ids[:, row, first : first + count] = block_ids
+            self._num_blocks[row] = first + count
 
     def append_token(self, row: int, token_id: int) -> None:
         """Append a sampled token; one past the end of the rectangle is dropped (its sequence is over)."""
@@ -98,16 +106,30 @@ class RowTable:
             token_rows = np.repeat(rows, counts)
             positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - starts, counts)
         block_size = self.block_size
-        slots = self._block_ids[token_rows, positions // block_size].astype(np.int64) * block_size
+        slots = self._block_ids[:, token_rows, positions // block_size].astype(np.int64) * block_size
         slots += positions % block_size
-        max_blocks = -(-int(ends.max()) // block_size)
-        plan = AttentionPlan(
-            query_start_loc=torch.from_numpy(query_start.astype(np.int32)),
-            seq_lens=torch.from_numpy(ends.astype(np.int32)),
-            block_tables=torch.from_numpy(self._block_ids[rows, :max_blocks]),
-            slot_mapping=torch.from_numpy(slots),
-            query_start_list=tuple(query_start.tolist()),
-            seq_lens_list=tuple(ends.tolist()),
-        )
+        query_start_loc = torch.from_numpy(query_start.astype(np.int32))
+        seq_lens = torch.from_numpy(ends.astype(np.int32))
+        query_start_list, seq_lens_list = tuple(query_start.tolist()), tuple(ends.tolist())
+        plans = [
+            AttentionPlan(
+                query_start_loc=query_start_loc,
+                seq_lens=seq_lens,
+                block_tables=torch.from_numpy(self._tables(group, rows, starts, -(-int(ends.max()) // block_size))),
+                slot_mapping=torch.from_numpy(slots[group]),
+                query_start_list=query_start_list,
+                seq_lens_list=seq_lens_list,
+            )
+            for group in range(len(self.groups))
+        ]
         input_ids = torch.from_numpy(self._token_ids[token_rows, positions].astype(np.int64))
-        return StepInput(input_ids, torch.from_numpy(positions), plan)
+        return StepInput(input_ids, torch.from_numpy(positions), tuple(plans))
+
+    def _tables(self, group: int, rows: Int64Array, starts: Int64Array, num_blocks: int) -> Int32Array:
+        """A copy of a group's block tables, in which what lies behind the window of position starts[i] is null."""
+        tables = self._block_ids[group, rows, :num_blocks]
+        window = self.groups[group].window
+        if window is not None:
+            first = np.maximum(starts - window + 1, 0) // self.block_size
+            tables[np.arange(num_blocks) < first[:, None]] = NULL_BLOCK
+        return tables

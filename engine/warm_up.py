@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from quire.engine.cache_groups import NULL_BLOCK, has_window
 from quire.engine.messages import pack_ids
 from quire.engine.runner import ModelRunner
 from quire.engine.sampling_params import SamplingParams
@@ -82,7 +83,10 @@ def run_prompt(runner: ModelRunner, num_tokens: int, block_size: int) -> None:
     """Compute one made-up prompt in row 0 and sample from it; raises RuntimeError when that fails."""
     params = SamplingParams(temperature=1.0, seed=0)
     new_row = NewRow(0, "warm-up", 0, params, pack_ids([0] * num_tokens), num_tokens)
-    work = RowWork(0, 0, num_tokens, tuple(range(-(-num_tokens // block_size))), (0,))
+    # One pass reads in each layer what that layer has just written, so all cache groups may use the same blocks.
+    first = NULL_BLOCK + 1 if has_window(runner.groups) else 0
+    block_ids = tuple(range(first, first - (-num_tokens // block_size)))
+    work = RowWork(0, 0, num_tokens, (block_ids,) * len(runner.groups), (0,))
     for step in (Step(0, (work,), (new_row,)), Step(0, (), released_rows=(0,))):
         runner.forward(step)
         runner.sample(step)

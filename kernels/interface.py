@@ -6,7 +6,7 @@ by one parametrized test. A backend is chosen once (`quire.kernels.select`) and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,15 +15,18 @@ from torch import Tensor
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """Where each query token's keys and values lie; built once a step, read once a layer.
 
     `query_start_loc` int32 [S + 1]: sequence s owns query rows query_start_loc[s] .. query_start_loc[s + 1] - 1.
     `seq_lens` int32 [S]: tokens of the sequence including this step's; its last query row is at position seq_len - 1.
-    `block_tables` int32 [S, max_blocks]: entries beyond ceil(seq_len / block_size) are never read.
+    `block_tables` int32 [S, max_blocks]: entries beyond ceil(seq_len / block_size) are never read. Entries behind the
+    window of a sequence's first query row may name block 0: it holds zeros then, and nobody writes it.
     `slot_mapping` int64 [T]: slot (block id * block_size + offset) that each query row's key and value go to.
     The `*_list` twins hold the same values for backends that loop on the host.
+    `derived` is the backend's: what it has built from this plan for the first layer that needed it.
+    Layers with block tables of their own have a plan of their own; a step has few.
     """
 
     query_start_loc: Tensor
@@ -32,6 +35,7 @@ class AttentionPlan:
     slot_mapping: Tensor
     query_start_list: tuple[int, ...]
     seq_lens_list: tuple[int, ...]
+    derived: dict[type, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 class Kernels(Protocol):

@@ -131,18 +131,18 @@ class Decoder:
         self,
         input_ids: Tensor,
         positions: Tensor,
-        plan: AttentionPlan,
+        plans: Sequence[AttentionPlan],
         kv: Sequence[tuple[Tensor, Tensor]],
         on_layer: Callable[[], None],
     ) -> Tensor:
         """Compute the step's tokens; their keys and values are written to the caches on the way.
 
-        input_ids, positions int64 [T]; kv: for each layer its caches [blocks, kv_heads, block_size, D]; `on_layer` is
-        called after each. Returns the hidden states [T, hidden] before the final norm, which `logits` applies to the
-        rows that need it.
+        input_ids, positions int64 [T]; for each layer, plans: where its keys and values lie, and kv: its caches [blocks,
+        kv_heads, block_size, D]; `on_layer` is called after each. Returns the hidden states [T, hidden] before the last
+        norm, which `logits` applies to the rows that need it.
         """
         hidden = self.embed(input_ids, positions)
-        for block, (k_cache, v_cache) in zip(self.blocks, kv, strict=True):
+        for block, plan, (k_cache, v_cache) in zip(self.blocks, plans, kv, strict=True):
             hidden = block(hidden, positions, plan, k_cache, v_cache)
             on_layer()
         return hidden

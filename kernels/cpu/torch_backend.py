@@ -38,14 +38,20 @@ class PackedLinear:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """What depends on a step's plan alone, built by the first layer that needs it."""
+class _Derived:
+    """What depends on a plan alone, built by the first layer that needs it."""
 
-    plan: AttentionPlan
     cache_rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """(kv_heads, block_size) -> int64 [T * kv_heads]: rows of the cache seen as [blocks * kv_heads * block_size, D]."""
     passes: dict[tuple[int, int, int | None], list[Pass]] = field(default_factory=dict)
     """(kv_heads, block_size, window) -> passes."""
+
+
+def _derived_of(plan: AttentionPlan) -> _Derived:
+    derived: _Derived | None = plan.derived.get(_Derived)
+    if derived is None:
+        derived = plan.derived[_Derived] = _Derived()
+    return derived
 
 
 class CpuKernels:
@@ -55,7 +61,6 @@ class CpuKernels:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self._step: _Step | None = None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Store the weight as this dtype's matmul reads it."""
@@ -102,20 +107,14 @@ class CpuKernels:
     def write_kv(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> None:
         """Put each token's key and value into its slot."""
         _, kv_heads, block_size, head_dim = k_cache.shape
-        step = self._step_of(plan)
-        rows = step.cache_rows.get((kv_heads, block_size))
+        derived = _derived_of(plan)
+        rows = derived.cache_rows.get((kv_heads, block_size))
         if rows is None:
             block_ids, offsets = plan.slot_mapping // block_size, plan.slot_mapping % block_size
             rows = ((block_ids[:, None] * kv_heads + torch.arange(kv_heads)) * block_size + offsets[:, None]).view(-1)
-            step.cache_rows[kv_heads, block_size] = rows
+            derived.cache_rows[kv_heads, block_size] = rows
         k_cache.view(-1, head_dim).index_copy_(0, rows, key.reshape(-1, head_dim))
         v_cache.view(-1, head_dim).index_copy_(0, rows, value.reshape(-1, head_dim))
-
-    def _step_of(self, plan: AttentionPlan) -> _Step:
-        """What was built for this plan; an earlier plan's is forgotten."""
-        if self._step is None or plan is not self._step.plan:
-            self._step = _Step(plan)
-        return self._step
 
     def paged_attention(
         self,
@@ -130,7 +129,7 @@ class CpuKernels:
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Attention in passes over the step's sequences; what depends on the plan alone is built once a step."""
-        known = self._step_of(plan).passes
+        known = _derived_of(plan).passes
         shape = (k_cache.shape[1], k_cache.shape[2], window)
         passes = known.get(shape)
         if passes is None:

@@ -160,10 +160,10 @@ class Engine:
             for work in works:
                 if not done and work.start > 0 and self.runner._rows[work.row].request_id.startswith("subject"):
                     entry = (work.start - 1) // block_size
-                    wrong = (int(table._block_ids[work.row, entry]) + 1) % (self.setup.num_tokens // block_size)
+                    wrong = (int(table._block_ids[0, work.row, entry]) + 1) % (self.setup.num_tokens // block_size)
                     for tensor in itertools.chain.from_iterable(self.cache.layers):
                         tensor[wrong].normal_()
-                    table._block_ids[work.row, entry] = wrong
+                    table._block_ids[0, work.row, entry] = wrong
                     done = True
             return step_input(works)
 
@@ -362,7 +362,7 @@ def choices_alone(decoder: Decoder, prompt: list[int], params: SamplingParams) -
     for choice in range(params.n):
         blocks = tuple(range(choice * num_blocks, (choice + 1) * num_blocks))
         new_row = NewRow(choice, "single", choice, params, pack_ids(prompt), len(prompt))
-        work = [RowWork(choice, 0, len(prompt), blocks, (choice,))]
+        work = [RowWork(choice, 0, len(prompt), (blocks,), (choice,))]
         work += [RowWork(choice, len(prompt) + i, 1, (), (choice,)) for i in range(params.max_tokens - 1)]
         result = results["subject", choice] = Result([], [], [], 0, "length")
         for each in work:

@@ -18,7 +18,7 @@ def test_eight_choices_share_the_blocks_of_their_prompt(depth: int, length: int)
     bench.add("a", prompt(length), n=8, max_tokens=6)
     while not all(bench.answers["a", choice].token_ids for choice in range(8)):
         bench.step()
-    tables = [sequence.block_table for sequence in bench.sequences(Status.RUNNING)]
+    tables = [sequence.block_tables[0] for sequence in bench.sequences(Status.RUNNING)]
     assert len(tables) == 8
     assert len({tuple(table[: length // 4]) for table in tables}) == 1
     assert sum(len(step.block_copies) for step in bench.runner.log) <= 7

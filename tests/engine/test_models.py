@@ -184,9 +184,8 @@ def test_neighbours_change_nothing(folder_of: Callable[..., Path]) -> None:
         kv = [tuple(torch.full((15, 2, 16, 32), float("nan")) for _ in "kv") for _ in decoder.blocks]
         plan = cut_plan([(0, len(prompt)) for prompt in prompts], tables, 16)
         positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
-        together = decoder.forward(
-            torch.tensor([token for prompt in prompts for token in prompt]), positions, plan, kv, lambda: None
-        )
+        token_ids = torch.tensor([token for prompt in prompts for token in prompt])
+        together = decoder.forward(token_ids, positions, [plan] * len(kv), kv, lambda: None)
         found = decoder.logits(together)
     torch.testing.assert_close(found.log_softmax(-1), alone.log_softmax(-1), rtol=1e-5, atol=1e-5)
 
@@ -209,7 +208,7 @@ def test_every_layer_is_reported_and_cached(folder_of: Callable[..., Path]) -> N
     with torch.inference_mode():
         plan = cut_plan([(0, 3)], [driver.table], 16)
         ids = torch.tensor([5, 6, 7])
-        hidden = decoder.forward(ids, torch.arange(3), plan, driver.kv, lambda: layers.append(None))
+        hidden = decoder.forward(ids, torch.arange(3), [plan] * 3, driver.kv, lambda: layers.append(None))
     assert len(layers) == 3
     assert hidden.shape == (3, 64)
     assert decoder.logits(hidden[-1:]).shape == (1, decoder.config.vocab_size)

@@ -85,7 +85,7 @@ class Bench:
         missing = -(-self.lengths[row] // BLOCK) - len(self.blocks[row])
         fresh = tuple(self.deck.pop() for _ in range(missing))
         self.blocks[row] += fresh
-        return RowWork(row, start, num_tokens, fresh, (row,) if samples is None else samples, prompt_logprobs)
+        return RowWork(row, start, num_tokens, (fresh,), (row,) if samples is None else samples, prompt_logprobs)
 
 
 def generate(prompts: dict[int, list[int]], count: int, bench: Bench | None = None) -> dict[int, list[int]]:
@@ -158,7 +158,7 @@ def test_forks_share_full_blocks_and_copy_the_partial_one() -> None:
         target = bench.deck.pop()
         copies.append((partial, target))
         bench.lengths[row], bench.blocks[row] = 7, [shared, target]
-        work.append(RowWork(row, 6, 1, (shared, target), (row,)))
+        work.append(RowWork(row, 6, 1, ((shared, target),), (row,)))
     for sampled in bench.run(work=work, copies=tuple(copies)).rows:
         forked[sampled.row] += sampled.token_ids
     assert list(advance(bench, forked, 3).values()) == alone
@@ -331,7 +331,7 @@ def test_work_beyond_its_row_fails_that_row() -> None:
 def test_a_step_that_fails_as_a_whole_leaves_a_runner_that_works() -> None:
     bench = Bench()
     with pytest.raises(KeyError):
-        bench.run(work=[RowWork(3, 0, 1, (1,), (3,))])
+        bench.run(work=[RowWork(3, 0, 1, ((1,),), (3,))])
     again = bench.run(new=[bench.new(0, [1, 2, 3])], work=[bench.work(0, 3)], released=(3,))
     assert list(again.rows[0].token_ids) == generate({0: [1, 2, 3]}, 1)[0]
 

@@ -232,7 +232,7 @@ class TestEnds:
 
     def test_a_stop_token_among_the_first_min_tokens_is_a_token_like_any_other(self) -> None:
         class Stubborn(FakeRunner):
-            def _sample_row(self, step: Step, row_number: int, contents: list[int]) -> SampledRow:
+            def _sample_row(self, step: Step, row_number: int, end: int, contents: list[int]) -> SampledRow:
                 self.rows[row_number].token_ids.append(1)
                 return SampledRow(row_number, (1,))
 
@@ -349,7 +349,7 @@ class TestTheBenchItself:
         bench = Bench(table=lambda row, block_ids: block_ids if row == 0 else (stolen, *block_ids[1:]))
         bench.add("a", prompt(9, 1), max_tokens=4)
         bench.step()
-        stolen = bench.sequences(Status.RUNNING)[0].block_table[1]
+        stolen = bench.sequences(Status.RUNNING)[0].block_tables[0][1]
         bench.add("b", prompt(9, 2), max_tokens=4)
         with pytest.raises(AssertionError, match="I16"):
             bench.run()
@@ -378,7 +378,7 @@ class TestTheBenchItself:
         bench = Bench()
         bench.add("a", prompt(9), max_tokens=4)
         bench.step()
-        bench.pool.share([bench.sequences(Status.RUNNING)[0].block_table[0]])
+        bench.pool.share([bench.sequences(Status.RUNNING)[0].block_tables[0][0]])
         with pytest.raises(AssertionError, match="I2"):
             bench.step()
 

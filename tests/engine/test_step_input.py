@@ -38,8 +38,8 @@ def test_equals_the_slow_way(step: tuple[int, list[tuple[list[int], list[int], R
         table.create(work.row, pack_ids(tokens[:half]))
         for token in tokens[half:]:
             table.append_token(work.row, token)
-        table.append_blocks(work.row, blocks[:1])
-        table.append_blocks(work.row, blocks[1:])
+        table.append_blocks(work.row, [blocks[:1]])
+        table.append_blocks(work.row, [blocks[1:]])
         table.check(work)
     made = table.step_input([work for _, _, work in rows])
     input_ids, positions, slots, starts, seq_lens = [], [], [], [0], []
@@ -50,7 +50,7 @@ def test_equals_the_slow_way(step: tuple[int, list[tuple[list[int], list[int], R
             slots.append(blocks[position // block_size] * block_size + position % block_size)
         starts.append(len(input_ids))
         seq_lens.append(work.start + work.num_tokens)
-    plan = made.plan
+    (plan,) = made.plans
     assert made.input_ids.tolist() == input_ids
     assert made.positions.tolist() == positions
     assert plan.slot_mapping.tolist() == slots
@@ -64,19 +64,19 @@ def test_equals_the_slow_way(step: tuple[int, list[tuple[list[int], list[int], R
 def test_slots_beyond_int32() -> None:
     table = RowTable(1, 4, 256)
     table.create(0, pack_ids([7]))
-    table.append_blocks(0, (2**31 - 1,))
-    assert table.step_input([RowWork(0, 0, 1, (), ())]).plan.slot_mapping.tolist() == [(2**31 - 1) * 256]
+    table.append_blocks(0, [(2**31 - 1,)])
+    assert table.step_input([RowWork(0, 0, 1, (), ())]).plans[0].slot_mapping.tolist() == [(2**31 - 1) * 256]
 
 
 def test_tensors_are_copies() -> None:
     table = RowTable(1, 4, 1)
     table.create(0, pack_ids([7, 8]))
-    table.append_blocks(0, (3, 5))
+    table.append_blocks(0, [(3, 5)])
     made = table.step_input([RowWork(0, 0, 2, (), ())])
     table.create(0, pack_ids([1, 1]))
-    table.append_blocks(0, (9, 9))
+    table.append_blocks(0, [(9, 9)])
     assert made.input_ids.tolist() == [7, 8]
-    assert made.plan.block_tables.tolist() == [[3, 5]]
+    assert made.plans[0].block_tables.tolist() == [[3, 5]]
 
 
 def test_the_end_of_a_row() -> None:
@@ -93,7 +93,7 @@ def test_the_end_of_a_row() -> None:
 def test_work_that_its_row_does_not_have(work: RowWork) -> None:
     table = RowTable(1, 8, 1)
     table.create(0, pack_ids([7, 8]))
-    table.append_blocks(0, (1, 2))
+    table.append_blocks(0, [(1, 2)])
     with pytest.raises(ValueError, match="tokens"):
         table.check(work)
     table.create(0, pack_ids([7, 8]))

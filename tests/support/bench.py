@@ -9,6 +9,7 @@ import msgspec
 from support.fake_runner import FakeRunner, oracle
 
 from quire.engine.block_pool import BlockPool
+from quire.engine.cache_groups import ONE_GROUP, CacheGroup, has_window
 from quire.engine.core import EngineCore
 from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.messages import Add, Cancel, CancelReason, FinishReason, LiveIds, OutputRow, pack_ids, unpack_ids
@@ -61,7 +62,8 @@ class Answer:
 class Bench:
     """Adds, cancels and steps; `answers` holds what came out. Every step is checked: I1-I7, I9-I11, I14, I16, I19.
 
-    `num_blocks` None: just enough for one sequence of `max_model_len`.
+    `num_blocks` None: just enough for one sequence of `max_model_len`. With a window among `groups` block 0 is the null
+    block.
     """
 
     def __init__(
@@ -79,15 +81,20 @@ class Bench:
         hash_bits: int = 128,
         shuffle_seed: int | None = 0,
         faults: Faults = NO_FAULTS,
+        groups: tuple[CacheGroup, ...] = ONE_GROUP,
         runner: type[FakeRunner] = DecodingRunner,
         **runner_options: object,
     ) -> None:
-        num_blocks = -(-max_model_len // block_size) if num_blocks is None else num_blocks
-        order = list(range(num_blocks))
+        first = 1 if has_window(groups) else 0
+        if num_blocks is None:
+            num_blocks = first + len(groups) * -(-max_model_len // block_size)
+        order = list(range(first, num_blocks))
         if shuffle_seed is not None:
             random.Random(shuffle_seed).shuffle(order)
         index = PrefixIndex(b"secret", hash_bits) if caching else None
-        self.pool = BlockPool(num_blocks, block_size, prefix_index=index, order=order, faults=faults)
+        self.pool = BlockPool(
+            num_blocks, block_size, prefix_index=index, order=order, null_block=has_window(groups), faults=faults
+        )
         self.config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
@@ -95,10 +102,11 @@ class Bench:
             long_prefill_token_threshold=threshold,
             policy=policy,  # type: ignore[arg-type]
         )
-        self.scheduler = Scheduler(self.config, self.pool, faults)
+        self.groups = groups
+        self.scheduler = Scheduler(self.config, self.pool, faults, groups)
         self.salts: dict[str, bytes] = {}
         options = {"vocab_size": VOCAB_SIZE, "salt_of": lambda request_id: self.salts[request_id]} | runner_options
-        self.runner = runner(num_blocks, block_size, **options)  # type: ignore[arg-type]
+        self.runner = runner(num_blocks, block_size, groups=groups, **options)  # type: ignore[arg-type]
         self.core = EngineCore(self.scheduler, self.runner, depth=depth, faults=faults)
         self.faultless = faults is NO_FAULTS
         self.now = 0.0
@@ -116,7 +124,13 @@ class Bench:
         for choice in range(sampling.n):
             self.answers[request_id, choice] = Answer()
             self.expected[request_id, choice] = oracle(
-                prompt, choice, sampling, vocab_size=VOCAB_SIZE, max_model_len=self.config.max_model_len, salt=salt
+                prompt,
+                choice,
+                sampling,
+                vocab_size=VOCAB_SIZE,
+                max_model_len=self.config.max_model_len,
+                salt=salt,
+                groups=self.groups,
             )
         self.core.add(add, self.now)
         self.check()

@@ -4,6 +4,9 @@ Each physical slot remembers what was written there: (token id, position, tenant
 wrong with blocks (a wrong one, one freed too early, one read too early, a copy that is missing) changes the hash, and
 so the token, and `oracle`, which needs no blocks, disagrees at once.
 
+With several cache groups each has slots of its own, and a group with a window reads through its window only; the null
+block is neither read nor written.
+
 A step is computed when it is launched, but its writes land when it is collected: until then only the row that wrote
 them reads them. So whoever publishes a block before its step has been applied is caught.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from quire.engine.cache_groups import NULL_BLOCK, ONE_GROUP, CacheGroup, has_window
 from quire.engine.messages import Failure, TokenLogprobs, unpack_ids
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.step import NewRow, RowWork, Sampled, SampledRow, Step
@@ -20,9 +24,17 @@ from quire.engine.step import NewRow, RowWork, Sampled, SampledRow, Step
 POISON = -1
 
 
-def content(token_id: int, position: int, salt: bytes, before: int) -> int:
-    """What computing a token leaves in its slot."""
-    return hash((token_id, position, *salt, before))
+def seen(position: int, group: CacheGroup) -> range:
+    """The earlier positions read to compute one: those in the window, or the one before, which knows all others."""
+    return range(max(0, position - (group.window or 2) + 1), position)
+
+
+def contents_of(token_id: int, position: int, salt: bytes, earlier: Sequence[Sequence[int]]) -> list[int]:
+    """What computing a token leaves in its slot of each group, given the contents seen there."""
+    contents: list[int] = []
+    for group, values in enumerate(earlier):
+        contents.append(hash((token_id, position, group, *salt, *contents, *values)))
+    return contents
 
 
 def next_token(contents: Sequence[int], choice: int, params: SamplingParams, vocab_size: int, num_output: int) -> int:
@@ -41,35 +53,44 @@ def oracle(
     vocab_size: int,
     max_model_len: int,
     salt: bytes = b"",
+    groups: Sequence[CacheGroup] = ONE_GROUP,
 ) -> tuple[list[int], str]:
     """All output tokens and the finish reason of one choice, from its tokens alone."""
-    contents: list[int] = []
-    before, tokens = 0, list(prompt)
-    for position, token_id in enumerate(tokens):
-        before = content(token_id, position, salt, before)
-        contents.append(before)
+    tokens = list(prompt)
+    written: list[list[int]] = [[] for _ in groups]
+
+    def compute(token_id: int) -> None:
+        position = len(written[0])
+        earlier = [[values[p] for p in seen(position, group)] for group, values in zip(groups, written, strict=True)]
+        for values, value in zip(written, contents_of(token_id, position, salt, earlier), strict=True):
+            values.append(value)
+
+    for token_id in tokens:
+        compute(token_id)
     if params.max_tokens == 0:
         return [], "length"
     while True:
         num_output = len(tokens) - len(prompt)
+        contents = [
+            value for group, values in zip(groups, written, strict=True) for value in values[-(group.window or 0) :]
+        ]
         token_id = next_token(contents, choice, params, vocab_size, num_output)
         tokens.append(token_id)
         if token_id in params.stop_token_ids and num_output >= params.min_tokens:
             return tokens[len(prompt) :], "stop"
         if num_output + 1 >= params.max_tokens or len(tokens) >= max_model_len:
             return tokens[len(prompt) :], "length"
-        before = content(token_id, len(tokens) - 1, salt, before)
-        contents.append(before)
+        compute(token_id)
 
 
 class _Row:
     """What the runner keeps of a row between steps."""
 
-    def __init__(self, new: NewRow, salt: bytes) -> None:
+    def __init__(self, new: NewRow, salt: bytes, num_groups: int) -> None:
         self.request_id, self.choice, self.params, self.salt = new.request_id, new.choice, new.params, salt
         self.token_ids = unpack_ids(new.token_ids)
         self.num_prompt_tokens = new.num_prompt_tokens
-        self.block_table: list[int] = []
+        self.block_tables: list[list[int]] = [[] for _ in range(num_groups)]
         self.in_air: dict[int, int] = {}
         """Slot -> content, of this row's writes that have not landed."""
 
@@ -88,12 +109,13 @@ class FakeRunner:
         block_size: int,
         *,
         vocab_size: int = 50,
+        groups: Sequence[CacheGroup] = ONE_GROUP,
         salt_of: Callable[[str], bytes] = lambda request_id: b"",
         raises: Callable[[Step], None] = lambda step: None,
         fails: Callable[[int, int, str], Failure | None] = lambda step_id, row, request_id: None,
         table: Callable[[int, tuple[int, ...]], tuple[int, ...]] = lambda row, block_ids: block_ids,
     ) -> None:
-        self.block_size, self.vocab_size = block_size, vocab_size
+        self.block_size, self.vocab_size, self.groups = block_size, vocab_size, groups
         self.slots = [POISON] * (num_blocks * block_size)
         self.rows: dict[int, _Row] = {}
         self.log: list[Step] = []
@@ -107,7 +129,7 @@ class FakeRunner:
         for row in step.released_rows:
             self.rows.pop(row, None)
         for new in step.new_rows:
-            self.rows[new.row] = _Row(new, self._salt_of(new.request_id))
+            self.rows[new.row] = _Row(new, self._salt_of(new.request_id), len(self.groups))
         self._raises(step)
         for source, target in step.block_copies:
             size = self.block_size
@@ -139,22 +161,29 @@ class FakeRunner:
 
     def _compute(self, work: RowWork) -> tuple[_Row, dict[int, int]]:
         row = self.rows[work.row]
-        row.block_table += self._table(work.row, work.new_block_ids)
+        assert len(work.new_block_ids) in (0, len(self.groups))
+        for table, block_ids in zip(row.block_tables, work.new_block_ids, strict=False):
+            table += self._table(work.row, block_ids)
         written = {}
-        before = self._read(row, work.start - 1) if work.start else 0
         for position in range(work.start, work.start + work.num_tokens):
-            before = content(row.token_ids[position], position, row.salt, before)
-            row.in_air[self._slot(row, position)] = written[self._slot(row, position)] = before
+            earlier = [
+                [self._read(row, number, p) for p in seen(position, group)] for number, group in enumerate(self.groups)
+            ]
+            for number, value in enumerate(contents_of(row.token_ids[position], position, row.salt, earlier)):
+                slot = self._slot(row, number, position)
+                row.in_air[slot] = written[slot] = value
         count = self.num_computed_tokens.get(row.request_id, 0)
         self.num_computed_tokens[row.request_id] = count + work.num_tokens
         return row, written
 
-    def _slot(self, row: _Row, position: int) -> int:
+    def _slot(self, row: _Row, group: int, position: int) -> int:
         index, offset = divmod(position, self.block_size)
-        return row.block_table[index] * self.block_size + offset
+        block_id = row.block_tables[group][index]
+        assert block_id != NULL_BLOCK or not has_window(self.groups), f"I16: {row.request_id} needs the null block"
+        return block_id * self.block_size + offset
 
-    def _read(self, row: _Row, position: int) -> int:
-        slot = self._slot(row, position)
+    def _read(self, row: _Row, group: int, position: int) -> int:
+        slot = self._slot(row, group, position)
         return row.in_air.get(slot, self.slots[slot])
 
     def _sampled(self, step: Step) -> Sampled:
@@ -164,8 +193,12 @@ class FakeRunner:
             reader = self.rows[work.row]
             end = work.start + work.num_tokens
             if work.samples:
-                contents = [self._read(reader, position) for position in range(end)]
-                rows += [self._sample_row(step, row, contents) for row in work.samples]
+                contents = [
+                    self._read(reader, number, position)
+                    for number, group in enumerate(self.groups)
+                    for position in range(max(0, end - (group.window or end)), end)
+                ]
+                rows += [self._sample_row(step, row, end, contents) for row in work.samples]
             if work.prompt_logprobs:
                 last = min(end + 1, reader.num_prompt_tokens)
                 prompt_logprobs[work.row] = tuple(
@@ -174,9 +207,9 @@ class FakeRunner:
                 )
         return Sampled(step.step_id, tuple(rows), prompt_logprobs)
 
-    def _sample_row(self, step: Step, row_number: int, contents: list[int]) -> SampledRow:
+    def _sample_row(self, step: Step, row_number: int, end: int, contents: list[int]) -> SampledRow:
         row = self.rows[row_number]
-        assert len(row.token_ids) == len(contents), f"row {row_number} samples before it has caught up"
+        assert len(row.token_ids) == end, f"row {row_number} samples before it has caught up"
         failure = self._fails(step.step_id, row_number, row.request_id)
         if failure is not None:
             row.token_ids.append(0)

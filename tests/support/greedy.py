@@ -47,7 +47,9 @@ class Driver:
         with torch.inference_mode():
             plan = cut_plan([(self.computed, len(token_ids))], [self.table], self.block_size)
             positions = torch.arange(self.computed, self.computed + len(token_ids))
-            hidden = self.decoder.forward(torch.tensor(token_ids), positions, plan, self.kv, lambda: None)
+            hidden = self.decoder.forward(
+                torch.tensor(token_ids), positions, [plan] * len(self.kv), self.kv, lambda: None
+            )
             self.computed += len(token_ids)
             return self.decoder.logits(hidden)
 

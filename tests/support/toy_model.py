@@ -41,7 +41,7 @@ class ToyModel:
         self,
         input_ids: Tensor,
         positions: Tensor,
-        plan: AttentionPlan,
+        plans: Sequence[AttentionPlan],
         kv: Sequence[tuple[Tensor, Tensor]],
         on_layer: Callable[[], None],
     ) -> Tensor:
@@ -49,7 +49,7 @@ class ToyModel:
         self.calls.append(len(input_ids))
         if self.before is not None:
             self.before(input_ids)
-        keys, values = kv[0]
+        plan, (keys, values) = plans[0], kv[0]
         block_size = keys.shape[2]
         blocks, offsets = plan.slot_mapping // block_size, plan.slot_mapping % block_size
         keys[blocks, 0, offsets] = self.embedding[input_ids]
