@@ -65,6 +65,25 @@ def resolve_model(
     return download(name_or_path, revision, download_dir, progress)
 
 
+def find_cached(name: str, *, revision: str | None = None, download_dir: str | None = None) -> Path:
+    """The snapshot of a hub name in the cache, whole or not, without asking the hub. Raises ModelError without one."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(download_dir or os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    folder = cache / f"models--{name.replace('/', '--')}"
+    reference = folder / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision or ""
+    snapshot = folder / "snapshots" / commit
+    if not HUB_NAME.fullmatch(name) or not commit or not (snapshot / "config.json").is_file():
+        raise ModelError(
+            name,
+            "not here",
+            "config.json",
+            f"no such folder or file, and the cache in {cache.name} does not hold that name",
+            "give a folder, a config.json, or a hub name that was downloaded before",
+        )
+    return snapshot
+
+
 def check_folder(path: Path, model: str, *, allow_symlinks: bool = False) -> None:
     """Raises ModelError when `path` is no readable folder, or a link in it loops or leaves it (M01-M03, M22).
 

@@ -70,13 +70,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZED_FIX = "use the same model's unquantized weights (bfloat16 or float16 safetensors)"
 
 
-def read_model_config(folder: Path, model_name: str) -> ModelConfig:
-    """Read and check config.json.
+def read_model_config(folder: Path, model_name: str, file: str = "config.json") -> ModelConfig:
+    """Read and check config.json, or what it is called.
 
     Raises ModelError: file missing, too large or no JSON object (M04), architecture missing or unknown (M05), a count
     that is no integer in range or does not fit the others (M07, M08), unknown rope type, quantization or dtype (M20).
     """
-    fields = Fields(read_json_object(folder, "config.json", model_name), model_name)
+    fields = Fields(read_json_object(folder, file, model_name), model_name, file)
     reader = ARCHITECTURES[_architecture(fields)]
     _refuse_quantization(fields)
     config = reader(fields)
