@@ -12,17 +12,19 @@ COMMANDS = {
     "chat": "quire.clients.talk",
     "complete": "quire.clients.talk",
     "info": "quire.clients.info",
+    "run": "quire.clients.run",
 }
 """Command to the module whose `main(command, words)` runs it and returns the exit code; `serve` is built in."""
 
 _HELP = """\
 usage: quire COMMAND [arguments]
 
-  serve [MODEL]      serve a model over HTTP; without MODEL, the starter model that ships with Quire
-  chat               talk to a server, or start one for the while (-q asks one question)
-  complete [PROMPT]  continue a text, the same way
-  bench KIND         load tests and measurements: serve, offline, startup
-  info               versions, device, chosen kernels and why, the starter model
+  serve [MODEL]         serve a model over HTTP; without MODEL, the starter model that ships with Quire
+  run [MODEL] [PROMPT]  serve a model and talk to it, in one command
+  chat                  talk to a server, or start one for the while (-q asks one question)
+  complete [PROMPT]     continue a text, the same way
+  bench KIND            load tests and measurements: serve, offline, startup
+  info                  versions, device, chosen kernels and why, the starter model
 
 `quire COMMAND --help` tells more. Exit codes: 0, 1 request failed, 2 usage, 3 model, 4 address, 5 memory."""
 

@@ -1,103 +1,125 @@
-"""The interactive part of `quire chat`: lines in, replies out, and commands that begin with a slash."""
+"""The interactive part of `quire chat` and `quire run`: lines in, answers out."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from quire.clients.errors import ClientError
-from quire.clients.terminal import bold, dim, nearest
-
-if TYPE_CHECKING:
-    from quire.clients.talk import Talk
+from quire.clients import commands
+from quire.clients.reply import Talk
+from quire.clients.session import SETTINGS, Session
+from quire.clients.terminal import bold, dim
 
 _HISTORY_LINES = 1000
-
-COMMANDS = {
-    "/bye": "leave (so does Ctrl-D)",
-    "/clear": "forget the conversation",
-    "/system TEXT": "set the system message and forget the conversation",
-    "/retry": "answer the last question again",
-    "/stats": "show figures after each answer, or stop that",
-    "/help": "this list",
-}
+_QUOTES = '"""'
 
 
-def converse(talk: Talk, system: list[dict[str, str]]) -> int:
-    """Read questions until /bye or the end of input; Ctrl-C stops a reply, not the program. Returns the exit code."""
-    _remember_lines()
-    print(
-        bold(talk.client.model or "") + dim("  /help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", sys.stdout)
-    )
-    turns: list[dict[str, str]] = []
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            print()
-            return 0
-        except KeyboardInterrupt:
-            print()
-            continue
-        word, _, rest = line.partition(" ")
-        if word == "/bye":
-            return 0
-        if word == "/retry" and len(turns) >= 2:
-            line = turns[-2]["content"]
-            turns = turns[:-2]
-        elif line.startswith("/"):
-            if word == "/system":
-                system = [{"role": "system", "content": rest.strip()}] if rest.strip() else []
-            if word in ("/clear", "/system"):
-                turns = []
-            _answer_command(talk, word)
-            continue
-        if line:
-            turns = _ask(talk, system, turns, line)
+@dataclass(frozen=True)
+class Entry:
+    """What the user typed, one line or several between quotes."""
+
+    text: str
+    is_command: bool
 
 
-def _ask(talk: Talk, system: list[dict[str, str]], turns: list[dict[str, str]], line: str) -> list[dict[str, str]]:
-    question = {"role": "user", "content": line}
+def converse(talk: Talk, system: str) -> int:
+    """Answer what is typed until the user leaves; Ctrl-C stops an answer, not the program. Returns the exit code."""
+    session = Session(talk, system)
+    print(bold(talk.client.model or "") + dim("  /help for help, Ctrl-C stops an answer, Ctrl-D leaves", sys.stdout))
+    with _line_editing():
+        interrupted = False
+        while True:
+            try:
+                entry = _read()
+                interrupted = False
+                if entry.is_command:
+                    commands.run(session, entry.text)
+                elif entry.text:
+                    session.ask(entry.text)
+            except EOFError:
+                print()
+                return 0
+            except commands.Leave:
+                return 0
+            except KeyboardInterrupt:
+                print()
+                empty = not _line_buffer()
+                if empty and interrupted:
+                    return 0
+                interrupted = empty
+                if empty:
+                    print(dim("Ctrl-C once more leaves, as Ctrl-D and /bye do", sys.stdout))
+
+
+def _read() -> Entry:
+    line = input(">>> ").strip()
+    before, quotes, text = line.partition(_QUOTES)
+    if not quotes or not (before == "" or before.startswith("/set ")):
+        return Entry(line, commands.is_command(line))
+    while _QUOTES not in text:
+        text += "\n" + input("... ")
+    text, _, after = text.partition(_QUOTES)
+    return Entry(before + (text + after).strip("\n"), is_command=before != "")
+
+
+def _line_buffer() -> str:
+    """What stood in the line that Ctrl-C dropped."""
     try:
-        reply = talk.chat([*system, *turns, question])
-    except ClientError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return turns
-    return [*turns, question, {"role": "assistant", "content": reply.text}]
-
-
-def _answer_command(talk: Talk, word: str) -> None:
-    names = [name.split()[0] for name in COMMANDS]
-    if word == "/stats":
-        talk.show_statistics = not talk.show_statistics
-        print(dim(f"figures {'on' if talk.show_statistics else 'off'}", sys.stdout))
-    elif word in ("/clear", "/system"):
-        print(dim("a new conversation", sys.stdout))
-    elif word == "/retry":
-        print(dim("nothing to answer again yet", sys.stdout))
-    elif word == "/help":
-        print("\n".join(f"  {name:<14}{text}" for name, text in COMMANDS.items()))
-    else:
-        print(f"unknown command {word}{nearest(word, names) or '; /help lists them'}")
-
-
-def _remember_lines() -> None:
-    """Line editing, and a history that lasts, where Python has readline."""
-    try:
-        import atexit
         import readline
     except ImportError:
+        return ""
+    return readline.get_line_buffer()
+
+
+@contextmanager
+def _line_editing() -> Iterator[None]:
+    """Line editing, completion of commands, and a history that lasts, where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        yield
         return
+    readline.set_completer_delims(" ")
+    readline.set_completer(_complete)
+    readline.parse_and_bind("tab: complete")
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "quire"
     path = folder / "chat_history"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
+        path.chmod(0o600)
         readline.read_history_file(path)
     except OSError as error:
         print(dim(f"no history of your lines: {path}: {error.strerror}"), file=sys.stderr)
+        yield
         return
+    before = readline.get_current_history_length()
     readline.set_history_length(_HISTORY_LINES)
-    atexit.register(readline.write_history_file, path)
+    try:
+        yield
+    finally:
+        # Appended, so that two conversations at a time both keep their lines.
+        with contextlib.suppress(OSError):
+            readline.append_history_file(readline.get_current_history_length() - before, path)
+
+
+def _complete(text: str, state: int) -> str | None:
+    """readline's question: the candidate number `state` for the word under the cursor."""
+    import readline
+
+    words = readline.get_line_buffer()[: readline.get_begidx()].split()
+    found: list[str] = []
+    if not words and text.startswith("/"):
+        found = [f"{name} " if command.words else name for name, command in commands.COMMANDS.items()]
+    elif words == ["/set"]:
+        found = [f"{name} " for name in ("system", "stats", *SETTINGS)]
+    elif words in (["/save"], ["/load"]):
+        found = glob.glob(f"{glob.escape(text)}*")
+    matches = [name for name in found if name.startswith(text)]
+    return matches[state] if state < len(matches) else None

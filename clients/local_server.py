@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from quire.clients.client import Client
 from quire.clients.terminal import CommandFailed
 
+STARTER = "starter"
+"""The name of the model that ships with Quire."""
 START_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
 
 
 class LocalServer:
-    """`quire serve [MODEL]` in the background, on a free port of the loopback interface, until the block is left.
+    """`quire serve [MODEL]` in the background until the block is left, on a Unix socket that only this user can reach.
 
-    Raises CommandFailed with what the server said when it does not come up, and with its exit code.
+    It also ends when this process is killed. Other settings are read from QUIRE_* as `quire serve` reads them. Raises
+    CommandFailed with what the server said when it does not come up, and with its exit code.
     """
 
     def __init__(self, model: str | None) -> None:
-        self.url = f"http://127.0.0.1:{_free_port()}"
-        port = self.url.rpartition(":")[2]
-        own = ["--host", "127.0.0.1", "--port", port, "--shutdown-timeout", "0"]
+        self._folder = tempfile.TemporaryDirectory(prefix="quire-")
+        path = Path(self._folder.name) / "socket"
+        self.url = f"unix:{path}"
+        named = [] if model in (None, STARTER) else [str(model)]
         # Our own server is asked without a key.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("QUIRE_API_KEY")}
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the server)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "quire.clients.cli", "serve", *([model] if model else []), *own],
+            [sys.executable, "-m", "quire.clients.cli", "serve", "--uds", str(path), "--shutdown-timeout", "0", *named],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
             env={**environment, "PYTHONSAFEPATH": "1"},
             # Ctrl-C in the terminal stops a reply, not this server.
             start_new_session=True,
+            preexec_fn=_end_with_parent(),
         )
 
-    def wait_ready(self) -> None:
-        """Until it accepts requests."""
-        deadline = time.monotonic() + START_SECONDS
+    def wait_ready(self, waiting: Callable[[float], None] = lambda seconds: None) -> None:
+        """Until it accepts requests; `waiting` hears every moment for how many seconds that has taken."""
+        begun = time.monotonic()
         with Client(self.url, timeout=5.0) as client:
             while not client.ready():
+                seconds = time.monotonic() - begun
                 if self._process.poll() is not None:
                     raise CommandFailed(f"the server did not start: {self._last_words()}", self._process.returncode)
-                if time.monotonic() > deadline:
+                if seconds > START_SECONDS:
                     raise CommandFailed(f"the server is not ready after {START_SECONDS:.0f} s: {self._last_words()}")
+                waiting(seconds)
                 time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
@@ -64,6 +74,7 @@ class LocalServer:
                 self._process.kill()
                 self._process.wait()
         self._output.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -80,8 +91,11 @@ class LocalServer:
         return (errors or lines)[-1]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _end_with_parent() -> Callable[[], None]:
+    """What makes the kernel send SIGTERM to a child when this process dies (prctl(2)); to be called in the child."""
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask

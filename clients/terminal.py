@@ -1,14 +1,14 @@
-"""What the commands share: failures with an exit code, flags with a hint, and text that is safe to print."""
+"""What the commands share: failures with an exit code, flags with a hint, piped text, colours, a line of status."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from types import TracebackType
+from typing import NoReturn, Self, TextIO
 
 USAGE = 2
 
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """All arguments, or CommandFailed."""
-        namespace, left = self.parse_known_args(arguments)
+        namespace, left = self.parse_known_intermixed_args(arguments)
         if left:
             known = [flag for action in self._actions for flag in action.option_strings]
             kind = "unknown flag" if left[0].startswith("-") else "one argument too many:"
@@ -60,9 +60,41 @@ def dim(text: str, stream: TextIO | None = None) -> str:
     return f"\033[2m{text}\033[0m" if colours(stream or sys.stderr) else text
 
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+def piped_text() -> str:
+    """All of stdin when it is no terminal, without the white space around it. Raises CommandFailed unless UTF-8."""
+    if sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"stdin: byte {error.start} is not UTF-8 text; convert it first", USAGE) from None
 
 
-def printable(text: str, stream: TextIO) -> str:
-    """A model's text for a stream: on a terminal without control characters, which could move the cursor or worse."""
-    return _CONTROLS.sub("\ufffd", text) if stream.isatty() else text
+class StatusLine:
+    """One line of a terminal that is written over, and gone in the end; nothing where the stream is no terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if text != self._shown and self._stream.isatty() and os.environ.get("TERM") != "dumb":
+            self._stream.write(f"\r\033[K{dim(text, self._stream)}")
+            self._stream.flush()
+            self._shown = text
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            self._stream.write("\r\033[K")
+            self._stream.flush()
+            self._shown = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.clear()

@@ -11,7 +11,7 @@ from quire.server.errors import STATUS_OF_CODE
 from quire.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, Kind
 from quire.server.layers import FIELDS, flag_name
 
-PAGES = ("README.md", "docs/architecture.md", "docs/api.md", "docs/operations.md")
+PAGES = ("README.md", "docs/architecture.md", "docs/api.md", "docs/command-line.md", "docs/operations.md")
 
 
 def page(name: str) -> str:
@@ -67,3 +67,12 @@ def test_every_path_that_a_page_names_exists(name: str) -> None:
 def test_the_make_targets_of_the_readme_exist(target: str) -> None:
     assert f"make {target}" in page("README.md")
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_setting_and_command_of_a_conversation_is_on_its_page() -> None:
+    from quire.clients.commands import COMMANDS
+    from quire.clients.session import SETTINGS
+
+    penalties = {name for name in SETTINGS if name.endswith("_penalty")}
+    assert len(penalties) == 3
+    assert {*SETTINGS, *COMMANDS} - penalties - code(page("docs/command-line.md")) == set()

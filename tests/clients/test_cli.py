@@ -3,86 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.scripted_server import ScriptedServer
 
 from quire.clients import cli
 from quire.clients.client import Client
-from quire.clients.talk import Reply, Talk
+from quire.clients.reply import Reply, Talk
 from quire.server import not_built
-
-
-class ScriptedServer(ThreadingHTTPServer):
-    """Answers like an OpenAI server: says every word of `answer`; keeps the bodies that it was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.answer = "fine, thanks"
-        self.bodies: list[dict[str, Any]] = []
-        self.refusal: tuple[int, dict[str, Any]] | None = None
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: ScriptedServer
-
-    def do_GET(self) -> None:
-        answers = {"/version": {"version": "0"}, "/v1/models": {"data": [{"id": "scripted"}]}}
-        self._send(200, "application/json", json.dumps(answers[self.path]).encode())
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.bodies.append(body)
-        if self.server.refusal is not None:
-            status, error = self.server.refusal
-            self._send(status, "application/json", json.dumps({"error": error}).encode())
-            return
-        words = [f"{word} " for word in self.server.answer.split()]
-        is_chat = self.path == "/v1/chat/completions"
-        chunks: list[Any] = [
-            {"choices": [{"index": 0, **({"delta": {"content": word}} if is_chat else {"text": word})}]}
-            for word in words
-        ]
-        chunks.append({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(words)}})
-        frames = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
-        self._send(200, "text/event-stream", "".join([*frames, "data: [DONE]\n\n"]).encode())
-
-    def _send(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *values: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
-    for name in ("QUIRE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    with ScriptedServer() as server:
-        monkeypatch.setenv("QUIRE_BASE_URL", server.url)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
 def test_one_question(server: ScriptedServer, piped: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +160,9 @@ def contents(body: dict[str, Any]) -> list[str]:
 
 
 def test_a_conversation(server: ScriptedServer, terminal: Callable[..., int]) -> None:
-    assert terminal("one", "", KeyboardInterrupt(), "two", "/retry", "/clear", "/system brief", "three", "/bye") == 0
+    assert (
+        terminal("one", "", KeyboardInterrupt(), "two", "/retry", "/clear", "/set system brief", "three", "/bye") == 0
+    )
     answer = "fine, thanks "
     assert [contents(body) for body in server.bodies] == [
         ["one"],
@@ -240,7 +176,7 @@ def test_a_refusal_does_not_end_a_conversation(
     server: ScriptedServer, terminal: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.refusal = (400, {"message": "no"})
-    assert terminal("one", "/hlep", "/stats", "/help") == 0
+    assert terminal("one", "/hlep", "/set stats", "/help") == 0
     out, err = capsys.readouterr()
     assert err == "error: no\n"
     assert "unknown command /hlep; did you mean /help?" in out
@@ -258,34 +194,27 @@ def test_the_lines_are_remembered_for_their_owner_only(
 def test_ctrl_c_stops_the_reply_and_keeps_what_came(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(text: str, stream: Any) -> str:
-        if text == "thanks ":
-            raise KeyboardInterrupt
-        return text
+    written = io.StringIO.write
 
-    monkeypatch.setattr("quire.clients.talk.printable", interrupt)
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            if text == "thanks ":
+                raise KeyboardInterrupt
+            return written(self, text)
+
+    out = Interrupted()
+    monkeypatch.setattr("sys.stdout", out)
     with Client(server.url) as client:
         reply = Talk(client, {}, show_statistics=True).chat([{"role": "user", "content": "hi"}])
     assert reply.stopped
     assert reply.text == "fine, thanks "
-    assert capsys.readouterr() == ("fine, \n", "")
+    assert out.getvalue() == "fine, \n"
+    assert capsys.readouterr().err == ""
 
 
 def test_statistics_of_a_reply() -> None:
     reply = Reply(asked=10.0, first=10.5, ended=12.5)
     assert reply.statistics() == "0 prompt tokens (0 cached), 0 tokens in 2.50 s, the first after 0.500 s"
-
-
-def test_control_characters_reach_pipes_but_no_terminal() -> None:
-    from quire.clients.terminal import printable
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    text = "a\x1b[2Jb\tc\né\x9b"
-    assert printable(text, io.StringIO()) == text
-    assert printable(text, Terminal()) == "a�[2Jb\tc\né�"
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -1,4 +1,4 @@
-"""`quire chat` and `quire complete` where no server runs: one is started, asked, and stopped."""
+"""`quire chat`, `complete` and `run` where no server runs: one is started, asked, and stopped."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from support.server import free_port
+from support.server import free_port, wait_until
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 def run(*words: str, mark: str = "") -> subprocess.CompletedProcess[str]:
@@ -47,8 +47,25 @@ def test_a_question_without_a_server_starts_one_and_leaves_none() -> None:
 
 def test_a_model_that_cannot_be_served_is_said_with_its_exit_code() -> None:
     mark = uuid.uuid4().hex
-    answer = run("complete", "Once", "--model", "/nowhere/at/all", mark=mark)
+    answer = run("run", "/nowhere/at/all", "Once", mark=mark)
     assert answer.returncode == 3
     assert answer.stderr.splitlines()[-1].startswith("error: the server did not start: ")
     assert "/nowhere/at/all" in answer.stderr
     assert processes(mark) == []
+
+
+def test_a_server_of_our_own_ends_when_we_are_killed() -> None:
+    mark = uuid.uuid4().hex
+    code = "from quire.clients.local_server import LocalServer\nLocalServer(None)\nprint('up', flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TEST_MARK": mark},
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "up\n"
+        assert len(processes(mark)) >= 2
+        parent.kill()
+    wait_until(lambda: processes(mark) == [], "the server ended", SECONDS)

@@ -1,0 +1,91 @@
+"""Whom a command talks to: a server that runs, or one of its own for the while."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from quire.clients import protocol
+from quire.clients.client import Client
+from quire.clients.errors import ClientError, ConnectionFailed
+from quire.clients.local_server import STARTER, LocalServer
+from quire.clients.terminal import StatusLine, dim
+from quire.clients.transport import is_local
+
+_PATIENCE = 5
+"""Attempts after the first, at a server that is full, loading or restarting."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where requests go. `model` is what they ask for; None: the first that the server names."""
+
+    url: str
+    api_key: str | None
+    model: str | None
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client that knows which model it asks for, so that no answer's clock counts the question."""
+        with Client(self.url, api_key=self.api_key, model=self.model, max_retries=_PATIENCE) as client:
+            client.model = client.model or protocol.first_model(client.models())
+            yield client
+
+
+@contextmanager
+def running_or_own(base_url: str | None, api_key: str | None, model: str | None) -> Iterator[Server]:
+    """The server at the address, or one of our own when this machine has none there."""
+    url = protocol.base_url(base_url, os.environ)
+    if _answers(url, api_key):
+        yield Server(url, api_key, model)
+        return
+    print(dim(f"no server at {url}: starting one with {_called(model)} ..."), file=sys.stderr)
+    with own(model) as server:
+        yield server
+
+
+@contextmanager
+def own(model: str | None) -> Iterator[Server]:
+    """A server of our own, for this command alone; a terminal is told how long it takes to load."""
+    with StatusLine(sys.stderr) as status, LocalServer(model) as server:
+        server.wait_ready(lambda seconds: status.show(f"loading {_called(model)} ... {seconds:.0f} s"))
+        status.clear()
+        yield Server(server.url, None, None)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP leave through the `with` blocks, so that no server of ours stays behind."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _answers(url: str, api_key: str | None) -> bool:
+    """Whether anything answers there. Raises ConnectionFailed where nothing does and we cannot start anything."""
+    with Client(url, api_key=api_key, max_retries=0) as client:
+        try:
+            client.version()
+        except ConnectionFailed:
+            if not is_local(url):
+                raise
+            return False
+        except ClientError:
+            pass
+    return True
+
+
+def _called(model: str | None) -> str:
+    return "the starter model" if model in (None, STARTER) else str(model)
