@@ -23,6 +23,7 @@ from quire.engine.detokenizer import Detokenizer
 from quire.engine.messages import (
     Add,
     Answer,
+    Explain,
     Failed,
     Failure,
     FromEngine,
@@ -110,6 +111,8 @@ class GenerateStream:
         """Called by the engine: something to read."""
         earlier = self._waiting.get(delta.choice)
         self._waiting[delta.choice] = delta if earlier is None else earlier.merge(delta)
+        if delta.timings is not None:
+            delta = msgspec.structs.replace(delta, delivered_at=time.monotonic())
         if last:
             self.end()
         self._arrival.set()
@@ -230,7 +233,7 @@ class AsyncEngine:
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=secrets.randbits(63))
         add = Add(
-            request_id=secrets.token_hex(16),
+            request_id=request.request_id or secrets.token_hex(16),
             prompt_token_ids=pack_ids(request.prompt_token_ids),
             params=params,
             priority=request.priority,
@@ -240,6 +243,7 @@ class AsyncEngine:
         detokenizers = tuple(Detokenizer(self.tokenizer, params, request.prompt_token_ids) for _ in range(params.n))
         loop = asyncio.get_running_loop()
         stream = GenerateStream(add.request_id, self._client_gone, loop)
+            explain=_explain(request),
         self._streams[add.request_id] = stream
         self._handle(Opened(add, detokenizers, request.deadline))
         if (refusal := stream.take_failure()) is not None:
@@ -369,3 +373,9 @@ class AsyncEngine:
 def _jittered(retry_after: float | None) -> float | None:
     """Spread over +-20 %, so that those who were refused together do not come back together."""
     return None if retry_after is None else min(max(retry_after * random.uniform(0.8, 1.2), 1.0), 60.0)
+def _explain(request: GenerateRequest) -> Explain | None:
+    if not (request.timings or request.cache_report):
+        return None
+    return Explain(began=time.monotonic() if request.timings else None, cache_report=request.cache_report)
+
+

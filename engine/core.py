@@ -10,8 +10,10 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from quire.engine.cache_report import CacheReports
 from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.invariants import violations
+from quire.engine.ledger import Ledger
 from quire.engine.messages import Add, Cancel, Failure, LiveIds, OutputRow, Statistics, StepOutputs
 from quire.engine.scheduler import Scheduler
 from quire.engine.step import Sampled, Step
@@ -46,10 +48,17 @@ class EngineCore:
         self._unsent: list[OutputRow] = []
         """Terminal rows of requests that ended between two steps."""
 
+        self._ledger = Ledger()
+        self._cache_reports = CacheReports(scheduler.pool)
     def add(self, add: Add, now: float) -> None:
         """Enqueue a request."""
         self._unsent += self._scheduler.add(add, now)
 
+        self._cache_reports.note(add)
+        if add.explain is not None and add.explain.began is not None:
+            group = self._scheduler.roster.groups.get(add.request_id)
+            if group is not None:
+                self._ledger.open(group, add.explain.began, now)
     def cancel(self, cancel: Cancel, now: float) -> None:
         """End a choice or a request; unknown ids are ignored."""
         self._unsent += self._scheduler.cancel(cancel.request_id, cancel.choice, cancel.reason)
@@ -64,30 +73,40 @@ class EngineCore:
 
     def step(self, now: Callable[[], float]) -> StepOutputs | None:
         """Schedule, launch, apply the oldest step in flight; the rows that came of it, or None."""
-        launched = self._launch(now())
+        launched = self._launch(now)
         flights = self._scheduler.flights
         if flights and (not launched or len(flights) >= self._depth or self._faults.rarely("core.apply_early")):
-            self._apply()
-        return self._outputs()
+            self._apply(now)
+        return self._outputs(now)
 
-    def _launch(self, now: float) -> bool:
-        step = self._scheduler.schedule(now)
+    def _launch(self, now: Callable[[], float]) -> bool:
+        begin = now()
+        self._ledger.book(begin)
+        step = self._scheduler.schedule(begin)
         if step is None:
             return False
         try:
+        flight = self._scheduler.flights[-1]
+        self._cache_reports.admitted(flight)
             self._runner.forward(step)
+            begin = now()
             self._runner.sample(step, None)
+            self._ledger.computed(flight, begin, now())
         except Exception as error:
             self._fail_step(step.step_id, error)
         return True
 
-    def _apply(self) -> None:
+    def _apply(self, now: Callable[[], float]) -> None:
+        flight, begin = self._scheduler.flights[0], now()
         try:
             sampled = self._runner.collect()
         except Exception as error:
-            self._fail_step(self._scheduler.flights[0].step_id, error)
+            self._fail_step(flight.step_id, error)
         else:
             self._unsent += self._scheduler.apply(sampled)
+            end = now()
+            self._ledger.computed(flight, begin, end)
+            self._ledger.book(end)
 
     def _fail_step(self, step_id: int, error: Exception) -> None:
         """The runner could not tell whose fault it was: the requests of this step fail, the engine goes on."""
@@ -95,10 +114,12 @@ class EngineCore:
         failure = Failure(code="internal_error", message=f"a step of the engine failed: {type(error).__name__}")
         self._unsent += self._scheduler.fail_step(step_id, failure)
 
-    def _outputs(self) -> StepOutputs | None:
+    def _outputs(self, now: Callable[[], float]) -> StepOutputs | None:
         if not self._unsent:
             return None
         rows, self._unsent = tuple(self._unsent), []
+        self._ledger.sign(self._unsent, now)
+        self._cache_reports.sign(self._unsent)
         return StepOutputs(rows=rows, statistics=self._scheduler.statistics())
 
     def statistics(self) -> Statistics:

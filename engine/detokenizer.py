@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 
-from quire.engine.messages import FinishReason, OutputRow, TokenLogprobs, unpack_ids
+from quire.engine.messages import CacheReport, FinishReason, OutputRow, TokenLogprobs, unpack_ids
 from quire.engine.outputs import TextDelta, TokenText
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.stop_strings import Match, StopStrings
@@ -50,6 +50,7 @@ class Detokenizer:
         self._prompt_logprobs: tuple[TokenText | None, ...] | None = None
         self._num_cached_tokens = 0
         self._queue_seconds = 0.0
+        self._cache_report: CacheReport | None = None
         self.finished = False
         """Whether the last delta is out; later rows are dropped."""
 
@@ -82,6 +83,7 @@ class Detokenizer:
             self._prompt_logprobs = self._prompt_texts(row.prompt_logprobs)
         self._num_cached_tokens = max(self._num_cached_tokens, row.num_cached_tokens)
         self._queue_seconds = max(self._queue_seconds, row.queue_seconds)
+        self._cache_report = row.cache_report or self._cache_report
 
     def _stop_token(self, ids: list[int], finish_reason: FinishReason | None) -> int | None:
         """The token that ended the sequence, when a token did."""
@@ -129,6 +131,7 @@ class Detokenizer:
         prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         if not (text or count or finish_reason or prompt_logprobs):
             return None
+        cache_report, self._cache_report = self._cache_report, None
         ids, self._token_ids = tuple(self._token_ids[:count]), self._token_ids[count:]
         self._num_delivered += count
         logprobs = None
@@ -148,6 +151,8 @@ class Detokenizer:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             queue_seconds=self._queue_seconds,
+            timings=row.timings if self.finished else None,
+            cache_report=cache_report,
         )
 
     def _token_text(self, entry: TokenLogprobs) -> TokenText:

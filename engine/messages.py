@@ -55,6 +55,14 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
+class Explain(msgspec.Struct, frozen=True, array_like=True):
+    """What a request wants to be told about itself."""
+
+    began: float | None = None
+    """Monotonic seconds, of the clock that the engine reads too: its ledger begins here. None: no ledger."""
+    cache_report: bool = False
+
+
     """One prompt with its n choices. `request_id` is ours (32 hex digits), never the client's."""
 
     request_id: str
@@ -67,6 +75,7 @@ class Add(msgspec.Struct, frozen=True, tag=True):
     key_id: str = ""
     """Whose request it is, for fair sharing; never a secret."""
 
+    explain: Explain | None = None
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Ends one choice, or all of them (`choice` None). Idempotent; an unknown id is ignored."""
@@ -159,6 +168,47 @@ class OutputRow(msgspec.Struct, array_like=True):
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     """Set exactly when `finish_reason` is "error"."""
+class Delay(msgspec.Struct, frozen=True, array_like=True):
+    """What another request's prompt cost this one; `request_id` None: it has another key."""
+
+    request_id: str | None
+    nanoseconds: int
+
+
+class Timings(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One choice's time from `began` to `ended`, in nanoseconds; the entries of `quire.engine.ledger` add up to it."""
+
+    began: float
+    ended: float
+    """Monotonic seconds."""
+    queue: int
+    prefill: int
+    others_prefill: int
+    decode: int
+    preempted: int
+    sampling: int
+    delayed_by: tuple[Delay, ...] = ()
+    """The costliest neighbours first."""
+
+
+MissReason = Literal[
+    "diverged", "evicted", "never_seen", "salt", "not_full_block", "last_token", "prompt_logprobs", "disabled"
+]
+
+
+class CacheReport(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """How far the prefix cache served a prompt when it was first admitted, and why no further."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    block_size: int
+    reason: MissReason
+    position: int
+    """Of the first token that is not like any cached prompt's, as far as is known."""
+    neighbour_token_ids: tuple[int, ...] = ()
+    """diverged: what the most similar cached prompt of the same salt has from `position` on, to the end of its block."""
+
+
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """One entry a new token, when asked for."""
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
@@ -177,6 +227,10 @@ class OutputRow(msgspec.Struct, array_like=True):
             request_id=self.request_id,
             choice=self.choice,
             token_ids=self.token_ids + later.token_ids,
+    timings: Timings | None = None
+    """When asked for: on the last row, and on every row where a stop string may make it the last."""
+    cache_report: CacheReport | None = None
+    """When asked for: once, on a row of any choice."""
             finish_reason=later.finish_reason,
             failure=later.failure,
             logprobs=logprobs,
@@ -193,6 +247,8 @@ class Statistics(msgspec.Struct, frozen=True):
     num_waiting: int = 0
     num_blocks: int = 0
     num_used_blocks: int = 0
+            timings=later.timings,
+            cache_report=self.cache_report or later.cache_report,
     """Referenced by a running sequence; cached blocks without a reference are free."""
     num_cached_blocks: int = 0
     num_steps: int = 0

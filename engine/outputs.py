@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from quire.engine.messages import Failure, FinishReason, TokenLogprobs
+from quire.engine.messages import CacheReport, Failure, FinishReason, Timings, TokenLogprobs
 from quire.engine.sampling_params import SamplingParams
 
 
@@ -18,6 +18,12 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str = ""
     deadline: float | None = None
     """Monotonic seconds; past it the request ends with reason `timeout`."""
+    request_id: str | None = None
+    """32 hex digits that nobody can guess; None: the engine side draws them."""
+    timings: bool = False
+    """Whether it asks where its time goes."""
+    cache_report: bool = False
+    """Whether it asks what the prefix cache had of its prompt."""
 
 
 class TokenText(msgspec.Struct, frozen=True):
@@ -53,6 +59,11 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: tuple[TokenText | None, ...] | None = None
     """Whole, on choice 0's first delta, when asked for."""
     queue_seconds: float = 0.0
+    timings: Timings | None = None
+    """When asked for, on the last delta; `delivered_at` is then the monotonic time at which that could be read."""
+    delivered_at: float = 0.0
+    cache_report: CacheReport | None = None
+    """When asked for, on one delta of any choice."""
 
     def merge(self, later: TextDelta) -> TextDelta:
         """This delta and a later one of the same choice as one, for a reader that is slower than the engine."""
@@ -71,6 +82,9 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs if self.prompt_logprobs is not None else later.prompt_logprobs,
             queue_seconds=max(self.queue_seconds, later.queue_seconds),
+            timings=later.timings,
+            delivered_at=later.delivered_at,
+            cache_report=self.cache_report or later.cache_report,
         )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from quire import kernels
 from quire.engine.block_pool import BlockPool
+from quire.engine.cache_report import ExplainingIndex
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
 from quire.engine.errors import UsageError
@@ -26,7 +27,6 @@ from quire.engine.models.config import ModelConfig
 from quire.engine.models.decoder import Decoder
 from quire.engine.plan import CachePlan, fit, footprint_of
 from quire.engine.planted_faults import plant
-from quire.engine.prefix_index import PrefixIndex
 from quire.engine.resolve import Resolved
 from quire.engine.runner import ModelRunner, StepWatch, Unwatched
 from quire.engine.scheduler import Scheduler, SchedulerConfig
@@ -168,7 +168,7 @@ def _scheduler(config: EngineConfig, plan: CachePlan, max_num_seqs: int, budget:
     order = list(range(plan.num_blocks))
     if config.shuffle_blocks:
         random.Random(config.seed).shuffle(order)
-    index = PrefixIndex(secrets.token_bytes(32)) if config.enable_prefix_caching else None
+    index = ExplainingIndex(secrets.token_bytes(32)) if config.enable_prefix_caching else None
     pool = BlockPool(plan.num_blocks, plan.block_size, prefix_index=index, order=order)
     bounds = SchedulerConfig(
         max_num_seqs=max_num_seqs,

@@ -10,8 +10,9 @@ import pytest
 import quire.engine
 
 PURE = (
-    *("block_pool", "block_tables", "cache_groups", "core", "counters", "faults", "flight", "forks", "invariants"),
-    *("messages", "prefix_cache", "prefix_index", "queues", "roster", "sampling_params", "scheduler", "sequence", "step"),
+    *("block_pool", "block_tables", "cache_groups", "cache_report", "core", "counters", "faults", "flight", "forks"),
+    *("invariants", "ledger", "messages", "prefix_cache", "prefix_index", "queues"),
+    *("roster", "sampling_params", "scheduler", "sequence", "step"),
 )
 ALLOWED_IMPORTS = {
     "__future__", "array", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools",
