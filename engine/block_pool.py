@@ -169,9 +169,9 @@ class BlockPool:
         """Let others find a full block whose writing step has been applied; a duplicate stays private."""
         if self._references[block_id] == 0 or (block_id == NULL_BLOCK and self.has_null_block):
             raise ValueError(f"block {block_id} is published but nobody holds it")
-        if self.prefix_index is not None and self._keys[block_id] is None:
-            if self.prefix_index.put(key, block_id, group):
-                self._keys[block_id], self._groups[block_id] = key, group
+        index = self.prefix_index
+        if index is not None and self._keys[block_id] is None and index.put(key, block_id, group):
+            self._keys[block_id], self._groups[block_id] = key, group
 
     def forget(self, block_ids: Iterable[int]) -> None:
         """Take blocks out of the prefix index: their content is doubtful or about to be overwritten."""
@@ -200,7 +200,7 @@ class BlockPool:
         return found + self._check_index()
 
     def _check_index(self) -> list[str]:
-        keyed = [(b, key, group) for b, (key, group) in enumerate(zip(self._keys, self._groups)) if key is not None]
+        keyed = [(b, key, self._groups[b]) for b, key in enumerate(self._keys) if key is not None]
         if self.prefix_index is None:
             return [f"I5: {len(keyed)} blocks are keyed without a prefix index"] if keyed else []
         found = [

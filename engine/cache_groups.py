@@ -5,8 +5,9 @@
                         w w . . .   five that let go of what their window has slid past
                         ...
 
-All groups draw on one pool of blocks of one size in bytes, so all have equally many layers; the last group of a kind may
-have fewer, and leaves a part of its blocks unused. Layers that cannot be cut up so (unequal bytes a token) are one group.
+All groups draw on one pool of blocks of one size in bytes, so all have equally many layers; the last group of a kind
+may have fewer, and leaves a part of its blocks unused. Layers that cannot be cut up so (unequal bytes a token) are one
+group.
 """
 
 from __future__ import annotations

@@ -137,9 +137,9 @@ class Decoder:
     ) -> Tensor:
         """Compute the step's tokens; their keys and values are written to the caches on the way.
 
-        input_ids, positions int64 [T]; for each layer, plans: where its keys and values lie, and kv: its caches [blocks,
-        kv_heads, block_size, D]; `on_layer` is called after each. Returns the hidden states [T, hidden] before the last
-        norm, which `logits` applies to the rows that need it.
+        input_ids, positions int64 [T]; for each layer, plans: where its keys and values lie, and kv: its caches, each
+        [blocks, kv_heads, block_size, D]; `on_layer` is called after each. Returns the hidden states [T, hidden] before
+        the final norm, which `logits` applies to the rows that need it.
         """
         hidden = self.embed(input_ids, positions)
         for block, plan, (k_cache, v_cache) in zip(self.blocks, plans, kv, strict=True):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from support.bench import Bench, RareFaults
+from support.bench import FULL_AND_WINDOW, GROUPS, Bench, RareFaults
 
+from quire.engine.cache_groups import ONE_GROUP, CacheGroup, has_window
 from quire.engine.messages import Failure
 from quire.engine.step import Step
 
@@ -37,10 +38,18 @@ class Life(RuleBasedStateMachine):
         caching=st.booleans(),
         hash_bits=st.sampled_from([128, 6]),
         policy=st.sampled_from(["fcfs", "priority"]),
+        groups=st.sampled_from(GROUPS),
     )
-    def begin(self, block_size: int, spare: int, **options: object) -> None:
+    def begin(self, block_size: int, spare: int, groups: tuple[CacheGroup, ...], **options: object) -> None:
         """A pool that holds the largest request, and a little more."""
-        self.bench = Bench(num_blocks=48 // block_size + spare, block_size=block_size, max_model_len=48, **options)  # type: ignore[arg-type]
+        num_blocks = has_window(groups) + len(groups) * 48 // block_size + spare
+        self.bench = Bench(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_model_len=48,
+            groups=groups,
+            **options,  # type: ignore[arg-type]
+        )
         self.count = 0
 
     @rule(
@@ -117,11 +126,14 @@ def live(bench: Bench, rng: random.Random, num_events: int, *, cancels: bool) ->
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("block_size", [1, 16, 128])
 @pytest.mark.parametrize("caching", [True, False])
-def test_every_answer_is_the_oracles(depth: int, block_size: int, caching: bool) -> None:
+@pytest.mark.parametrize("groups", [ONE_GROUP, FULL_AND_WINDOW], ids=["one group", "two groups"])
+def test_every_answer_is_the_oracles(
+    depth: int, block_size: int, caching: bool, groups: tuple[CacheGroup, ...]
+) -> None:
     """Chunked, cached, preempted, forked: whatever happens, each answer is what its request alone would have got."""
     rng = random.Random(f"{depth} {block_size} {caching}")
     preemptions = cached = 0
-    for budget, num_blocks in ((3, None), (16, None), (64, 400 // block_size + 8)):
+    for budget, num_blocks in ((3, None), (16, None), (64, len(groups) * (400 // block_size + 8))):
         bench = Bench(
             block_size=block_size,
             num_blocks=num_blocks,
@@ -130,6 +142,7 @@ def test_every_answer_is_the_oracles(depth: int, block_size: int, caching: bool)
             depth=depth,
             caching=caching,
             shuffle_seed=rng.randrange(99),
+            groups=groups,
         )
         live(bench, rng, 80, cancels=False)
         bench.assert_expected()
@@ -145,11 +158,13 @@ def test_rare_branches_change_no_answer() -> None:
     taken: Counter[str] = Counter()
     for seed in range(16):
         rng = random.Random(seed)
+        groups = GROUPS[seed % len(GROUPS)]
         faults = RareFaults(seed, {name: rate for name, rate in RATES.items() if rng.random() < 0.7})
         bench = Bench(
             block_size=rng.choice([1, 2, 4]),
-            num_blocks=rng.choice([64, 80, 200]),
+            num_blocks=len(groups) * rng.choice([64, 80, 200]) + 1,
             max_model_len=64,
+            groups=groups,
             budget=rng.choice([4, 32]),
             depth=rng.choice([1, 2, 4]),
             hash_bits=rng.choice([128, 6]),

@@ -20,6 +20,14 @@ from quire.engine.sequence import Sequence, Status
 from quire.engine.step import Step
 
 VOCAB_SIZE = 50
+FULL_AND_WINDOW = (CacheGroup(), CacheGroup(window=6))
+"""A made-up model whose layers alternate between full attention and a small window."""
+GROUPS = (
+    ONE_GROUP,
+    FULL_AND_WINDOW,
+    (CacheGroup(window=9),),
+    (CacheGroup(window=1), CacheGroup(), CacheGroup(window=17)),
+)
 Choice = tuple[str, int]
 
 
