@@ -26,12 +26,15 @@ from quire.engine.messages import (
     Cancel,
     Configure,
     LiveIds,
+    PoolPicture,
     Query,
     Ready,
     Shutdown,
     StartFailed,
     ToEngine,
+    Watch,
 )
+from quire.engine.pool_picture import INTERVAL_SECONDS, PoolWatch
 from quire.engine.progress_page import ProgressPage
 from quire.engine.transport import EngineTransport, SocketEngineTransport, TransportClosed
 
@@ -115,21 +118,28 @@ def start(configure: Configure, transport: EngineTransport, page: ProgressPage) 
 def run(core: EngineCore, transport: EngineTransport, page: ProgressPage, early: list[ToEngine]) -> None:
     """Take messages, step, send; returns at Shutdown, raises TransportClosed when the parent is gone."""
     messages = early
+    watch = PoolWatch(core.pictures(time.monotonic()))
     while True:
         for message in messages:
             if isinstance(message, Shutdown):
                 return
-            handle(core, transport, message)
+            if isinstance(message, Watch):
+                watch.renew(message.seconds, time.monotonic())
+            else:
+                handle(core, transport, message)
         if core.has_work():
             outputs = core.step(time.monotonic)
             page.end_step()
             if outputs is not None:
                 transport.send(outputs)
-        messages = transport.receive(0 if core.has_work() else None)
+        if watch.active and (frame := watch.look(time.monotonic)) is not None:
+            transport.send(PoolPicture(frame))
+        idle_seconds = INTERVAL_SECONDS if watch.active else None
+        messages = transport.receive(0 if core.has_work() else idle_seconds)
 
 
 def handle(core: EngineCore, transport: EngineTransport, message: ToEngine) -> None:
-    """One message that is not Shutdown."""
+    """One message that is neither Shutdown nor Watch."""
     now = time.monotonic()
     match message:
         case Add():

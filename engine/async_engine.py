@@ -27,6 +27,7 @@ from quire.engine.messages import (
     Failed,
     Failure,
     FromEngine,
+    PoolPicture,
     Progress,
     Query,
     Ready,
@@ -35,6 +36,7 @@ from quire.engine.messages import (
     pack_ids,
 )
 from quire.engine.outputs import GenerateRequest, RequestFailed, TextDelta
+from quire.engine.pool_watchers import PoolStream, PoolWatchers
 from quire.engine.request_table import (
     ClientGone,
     Deliver,
@@ -109,10 +111,10 @@ class GenerateStream:
 
     def deliver(self, delta: TextDelta, last: bool) -> None:
         """Called by the engine: something to read."""
-        earlier = self._waiting.get(delta.choice)
-        self._waiting[delta.choice] = delta if earlier is None else earlier.merge(delta)
         if delta.timings is not None:
             delta = msgspec.structs.replace(delta, delivered_at=time.monotonic())
+        earlier = self._waiting.get(delta.choice)
+        self._waiting[delta.choice] = delta if earlier is None else earlier.merge(delta)
         if last:
             self.end()
         self._arrival.set()
@@ -169,6 +171,7 @@ class AsyncEngine:
         self._supervisor = Supervisor(
             config, launch or engine_process(), self, on_progress=on_progress, hang_limit=hang_limit, faults=faults
         )
+        self._watchers = PoolWatchers(self._supervisor.send)
 
     @property
     def state(self) -> TableState:
@@ -210,7 +213,7 @@ class AsyncEngine:
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, give the others `drain_seconds` to finish, end the rest, then end the engine."""
-        self._handle(Drain())
+        self.begin_drain()
         if len(self._table):
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
@@ -221,8 +224,9 @@ class AsyncEngine:
         await self._supervisor.stop()
 
     def begin_drain(self) -> None:
-        """Refuse new requests from now on; what runs goes on until `stop`."""
+        """Refuse new requests from now on; what runs goes on until `stop`, but for those who watch the pool."""
         self._handle(Drain())
+        self._watchers.close()
 
     def generate(self, request: GenerateRequest) -> GenerateStream:
         """Register the request and send it to the engine; raises RequestFailed at once when it cannot be taken.
@@ -239,11 +243,11 @@ class AsyncEngine:
             priority=request.priority,
             salt=request.salt,
             key_id=request.key_id,
+            explain=_explain(request),
         )
         detokenizers = tuple(Detokenizer(self.tokenizer, params, request.prompt_token_ids) for _ in range(params.n))
         loop = asyncio.get_running_loop()
         stream = GenerateStream(add.request_id, self._client_gone, loop)
-            explain=_explain(request),
         self._streams[add.request_id] = stream
         self._handle(Opened(add, detokenizers, request.deadline))
         if (refusal := stream.take_failure()) is not None:
@@ -251,6 +255,10 @@ class AsyncEngine:
         if request.deadline is not None:
             stream.timer = loop.call_later(max(0.0, request.deadline - time.monotonic()), self._tick)
         return stream
+
+    def watch_pool(self) -> PoolStream:
+        """Live frames of the block pool: iterate within `contextlib.aclosing`. Raises TooManyWatchers."""
+        return self._watchers.watch()
 
     async def query(self, kind: Literal["statistics", "check"]) -> Answer:
         """Ask the engine outside the token stream; raises RequestFailed when it dies before it answers."""
@@ -268,6 +276,7 @@ class AsyncEngine:
         """The supervisor's call (`Listener`)."""
         self.facts = ready
         self._handle(EngineUp(ready.max_num_seqs))
+        self._watchers.engine_up()
 
     def engine_said(self, messages: Sequence[FromEngine]) -> None:
         """The supervisor's call (`Listener`)."""
@@ -280,10 +289,13 @@ class AsyncEngine:
                     self._handle(EngineFailed(request_ids, failure))
                 case Answer():
                     self._take_answer(message)
+                case PoolPicture(frame):
+                    self._watchers.engine_said(frame)
 
     def engine_down(self) -> None:
         """The supervisor's call (`Listener`)."""
         self.statistics = Statistics()
+        self._watchers.engine_down()
         self._handle(EngineDown())
         failure = Failure("engine_restarting", "the engine died before it answered", 503)
         for answer in self._answers.values():
@@ -370,12 +382,12 @@ class AsyncEngine:
         task.add_done_callback(self._tasks.discard)
 
 
-def _jittered(retry_after: float | None) -> float | None:
-    """Spread over +-20 %, so that those who were refused together do not come back together."""
-    return None if retry_after is None else min(max(retry_after * random.uniform(0.8, 1.2), 1.0), 60.0)
 def _explain(request: GenerateRequest) -> Explain | None:
     if not (request.timings or request.cache_report):
         return None
     return Explain(began=time.monotonic() if request.timings else None, cache_report=request.cache_report)
 
 
+def _jittered(retry_after: float | None) -> float | None:
+    """Spread over +-20 %, so that those who were refused together do not come back together."""
+    return None if retry_after is None else min(max(retry_after * random.uniform(0.8, 1.2), 1.0), 60.0)

@@ -15,6 +15,7 @@ from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.invariants import violations
 from quire.engine.ledger import Ledger
 from quire.engine.messages import Add, Cancel, Failure, LiveIds, OutputRow, Statistics, StepOutputs
+from quire.engine.pool_picture import PoolPictures
 from quire.engine.scheduler import Scheduler
 from quire.engine.step import Sampled, Step
 
@@ -47,18 +48,18 @@ class EngineCore:
         self._scheduler, self._runner, self._depth, self._faults = scheduler, runner, depth, faults
         self._unsent: list[OutputRow] = []
         """Terminal rows of requests that ended between two steps."""
-
         self._ledger = Ledger()
         self._cache_reports = CacheReports(scheduler.pool)
+
     def add(self, add: Add, now: float) -> None:
         """Enqueue a request."""
         self._unsent += self._scheduler.add(add, now)
-
         self._cache_reports.note(add)
         if add.explain is not None and add.explain.began is not None:
             group = self._scheduler.roster.groups.get(add.request_id)
             if group is not None:
                 self._ledger.open(group, add.explain.began, now)
+
     def cancel(self, cancel: Cancel, now: float) -> None:
         """End a choice or a request; unknown ids are ignored."""
         self._unsent += self._scheduler.cancel(cancel.request_id, cancel.choice, cancel.reason)
@@ -85,13 +86,13 @@ class EngineCore:
         step = self._scheduler.schedule(begin)
         if step is None:
             return False
-        try:
         flight = self._scheduler.flights[-1]
         self._cache_reports.admitted(flight)
-            self._runner.forward(step)
+        try:
             begin = now()
-            self._runner.sample(step, None)
+            self._runner.forward(step)
             self._ledger.computed(flight, begin, now())
+            self._runner.sample(step, None)
         except Exception as error:
             self._fail_step(step.step_id, error)
         return True
@@ -103,10 +104,10 @@ class EngineCore:
         except Exception as error:
             self._fail_step(flight.step_id, error)
         else:
-            self._unsent += self._scheduler.apply(sampled)
             end = now()
             self._ledger.computed(flight, begin, end)
             self._ledger.book(end)
+            self._unsent += self._scheduler.apply(sampled)
 
     def _fail_step(self, step_id: int, error: Exception) -> None:
         """The runner could not tell whose fault it was: the requests of this step fail, the engine goes on."""
@@ -117,9 +118,9 @@ class EngineCore:
     def _outputs(self, now: Callable[[], float]) -> StepOutputs | None:
         if not self._unsent:
             return None
-        rows, self._unsent = tuple(self._unsent), []
         self._ledger.sign(self._unsent, now)
         self._cache_reports.sign(self._unsent)
+        rows, self._unsent = tuple(self._unsent), []
         return StepOutputs(rows=rows, statistics=self._scheduler.statistics())
 
     def statistics(self) -> Statistics:
@@ -129,6 +130,10 @@ class EngineCore:
     def request_ids(self) -> tuple[str, ...]:
         """Every unfinished request."""
         return tuple(self._scheduler.roster.groups)
+
+    def pictures(self, started_at: float) -> PoolPictures:
+        """What takes pictures of the block pool, dated from `started_at`."""
+        return PoolPictures(self._scheduler.pool, self._scheduler.roster, self.statistics, started_at)
 
     def check(self) -> tuple[str, ...]:
         """Violated invariants; empty when sound."""

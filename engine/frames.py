@@ -17,7 +17,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from quire import __version__
-from quire.engine.messages import Add, Failure, FromEngine, OutputRow, Statistics, StepOutputs, ToEngine
+from quire.engine.messages import Add, Failure, FromEngine, OutputRow, PoolPicture, Statistics, StepOutputs, ToEngine
+from quire.engine.pool_frame import PoolFold
 
 MAX_FRAME_BYTES = 64 << 20
 MAGIC = b"quire-line\x00"
@@ -145,17 +146,22 @@ class FrameReader(Generic[Message]):
 class Outbox:
     """What the engine has said and the socket has not taken yet, in order.
 
-    StepOutputs that follow unsent StepOutputs are merged into them: one row a sequence, the newer statistics.
+    StepOutputs that follow unsent StepOutputs are merged into them: one row a sequence, the newer statistics. Pictures
+    of the pool wait beside the queue, merged into one, and go last: nobody's tokens wait for them.
     """
 
     def __init__(self) -> None:
         self._entries: deque[FromEngine | _UnsentRows] = deque()
+        self._picture: PoolFold | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._entries)
+        return bool(self._entries) or self._picture is not None
 
     def put(self, message: FromEngine) -> None:
-        """Append `message`, or merge it into the last entry."""
+        """Append `message`, or merge it into what it belongs to."""
+        if isinstance(message, PoolPicture):
+            self._put_frame(message)
+            return
         if not isinstance(message, StepOutputs):
             self._entries.append(message)
             return
@@ -167,10 +173,19 @@ class Outbox:
 
     def take(self) -> FromEngine:
         """The oldest message; call only when there is one."""
+        if not self._entries and self._picture is not None:
+            picture, self._picture = PoolPicture(self._picture.frame()), None
+            return picture
         entry = self._entries.popleft()
         if isinstance(entry, _UnsentRows):
             return StepOutputs(rows=entry.rows(), statistics=entry.statistics)
         return entry
+
+    def _put_frame(self, picture: PoolPicture) -> None:
+        if self._picture is None:
+            self._picture = PoolFold(picture.frame)
+        else:
+            self._picture.add(picture.frame)
 
 
 class _UnsentRows:

@@ -1,7 +1,7 @@
 """The typed messages that cross the process line, and their encoding. Torch-free.
 
-HTTP process -> engine: Configure (first frame), Add, Cancel, LiveIds, Query, Shutdown.
-Engine -> HTTP process: Progress, Ready, StartFailed, StepOutputs, Answer, Failed.
+HTTP process -> engine: Configure (first frame), Add, Cancel, LiveIds, Query, Watch, Shutdown.
+Engine -> HTTP process: Progress, Ready, StartFailed, StepOutputs, Answer, Failed, PoolPicture.
 
 Every accepted request ends in exactly one terminal message for each choice: an `OutputRow` with a `finish_reason`, or a
 `Failed`. Token ids travel as little-endian int32 bytes (`pack_ids`, `unpack_ids`). msgpack with a fixed schema; no
@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 
 from quire.engine.config import EngineConfig
+from quire.engine.pool_frame import PoolFrame
 from quire.engine.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "aborted", "timeout", "error"]
@@ -54,7 +55,6 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     faults: dict[str, str] = {}
 
 
-class Add(msgspec.Struct, frozen=True, tag=True):
 class Explain(msgspec.Struct, frozen=True, array_like=True):
     """What a request wants to be told about itself."""
 
@@ -63,6 +63,7 @@ class Explain(msgspec.Struct, frozen=True, array_like=True):
     cache_report: bool = False
 
 
+class Add(msgspec.Struct, frozen=True, tag=True):
     """One prompt with its n choices. `request_id` is ours (32 hex digits), never the client's."""
 
     request_id: str
@@ -74,8 +75,8 @@ class Explain(msgspec.Struct, frozen=True, array_like=True):
     """Separates tenants in the prefix cache."""
     key_id: str = ""
     """Whose request it is, for fair sharing; never a secret."""
-
     explain: Explain | None = None
+
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Ends one choice, or all of them (`choice` None). Idempotent; an unknown id is ignored."""
@@ -101,11 +102,20 @@ class Query(msgspec.Struct, frozen=True, tag=True):
     kind: Literal["statistics", "check"]
 
 
+class Watch(msgspec.Struct, frozen=True, tag=True):
+    """Somebody looks at the block pool for so many seconds from now on; 0: nobody does any more.
+
+    A watch that begins is answered by a `PoolPicture` with a full frame, and then by one with each change.
+    """
+
+    seconds: float
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Finish nothing, free everything, exit 0."""
 
 
-ToEngine = Configure | Add | Cancel | LiveIds | Query | Shutdown
+ToEngine = Configure | Add | Cancel | LiveIds | Query | Watch | Shutdown
 
 
 # --- from the engine -------------------------------------------------------------------------------------------------
@@ -158,16 +168,6 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: tuple[float, ...] = ()
 
 
-class OutputRow(msgspec.Struct, array_like=True):
-    """What one sequence gained in one step. A transport that lags may merge unsent rows of a sequence (`merge`)."""
-
-    request_id: str
-    choice: int
-    token_ids: bytes
-    """New tokens, in order; the stop token, when that ended it, is the last."""
-    finish_reason: FinishReason | None = None
-    failure: Failure | None = None
-    """Set exactly when `finish_reason` is "error"."""
 class Delay(msgspec.Struct, frozen=True, array_like=True):
     """What another request's prompt cost this one; `request_id` None: it has another key."""
 
@@ -209,6 +209,16 @@ class CacheReport(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """diverged: what the most similar cached prompt of the same salt has from `position` on, to the end of its block."""
 
 
+class OutputRow(msgspec.Struct, array_like=True):
+    """What one sequence gained in one step. A transport that lags may merge unsent rows of a sequence (`merge`)."""
+
+    request_id: str
+    choice: int
+    token_ids: bytes
+    """New tokens, in order; the stop token, when that ended it, is the last."""
+    finish_reason: FinishReason | None = None
+    failure: Failure | None = None
+    """Set exactly when `finish_reason` is "error"."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """One entry a new token, when asked for."""
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
@@ -217,6 +227,10 @@ class CacheReport(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Prompt tokens found in the prefix cache when the request was first admitted."""
     queue_seconds: float = 0.0
     """From Add to the first step that scheduled it; on the first row."""
+    timings: Timings | None = None
+    """When asked for: on the last row, and on every row where a stop string may make it the last."""
+    cache_report: CacheReport | None = None
+    """When asked for: once, on a row of any choice."""
 
     def merge(self, later: OutputRow) -> OutputRow:
         """This row and a later one of the same sequence as one row."""
@@ -227,16 +241,14 @@ class CacheReport(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
             request_id=self.request_id,
             choice=self.choice,
             token_ids=self.token_ids + later.token_ids,
-    timings: Timings | None = None
-    """When asked for: on the last row, and on every row where a stop string may make it the last."""
-    cache_report: CacheReport | None = None
-    """When asked for: once, on a row of any choice."""
             finish_reason=later.finish_reason,
             failure=later.failure,
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs if self.prompt_logprobs is not None else later.prompt_logprobs,
             num_cached_tokens=max(self.num_cached_tokens, later.num_cached_tokens),
             queue_seconds=max(self.queue_seconds, later.queue_seconds),
+            timings=later.timings,
+            cache_report=self.cache_report or later.cache_report,
         )
 
 
@@ -247,8 +259,6 @@ class Statistics(msgspec.Struct, frozen=True):
     num_waiting: int = 0
     num_blocks: int = 0
     num_used_blocks: int = 0
-            timings=later.timings,
-            cache_report=self.cache_report or later.cache_report,
     """Referenced by a running sequence; cached blocks without a reference are free."""
     num_cached_blocks: int = 0
     num_steps: int = 0
@@ -287,4 +297,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     failure: Failure
 
 
-FromEngine = Progress | Ready | StartFailed | StepOutputs | Answer | Failed
+class PoolPicture(msgspec.Struct, frozen=True, tag=True):
+    """What the block pool looks like, or what has changed in it; sent while there is a `Watch`."""
+
+    frame: PoolFrame
+
+
+FromEngine = Progress | Ready | StartFailed | StepOutputs | Answer | Failed | PoolPicture

@@ -11,7 +11,7 @@ import quire.engine
 
 PURE = (
     *("block_pool", "block_tables", "cache_groups", "cache_report", "core", "counters", "faults", "flight", "forks"),
-    *("invariants", "ledger", "messages", "prefix_cache", "prefix_index", "queues"),
+    *("invariants", "ledger", "messages", "pool_frame", "pool_picture", "prefix_cache", "prefix_index", "queues"),
     *("roster", "sampling_params", "scheduler", "sequence", "step"),
 )
 ALLOWED_IMPORTS = {
