@@ -31,6 +31,63 @@ class PromptToken(Struct, frozen=True):
 PromptLogprobs = list[dict[str, PromptToken] | None]
 
 
+class DelayAnswer(Struct, frozen=True):
+    """What the prompt of another request cost this one, waiting or running."""
+
+    request_id: str
+    ms: float
+
+
+class TimingsAnswer(Struct, frozen=True, kw_only=True):
+    """Where the time of a call went; the parts add up to `total_ms`. The engine's are `quire.engine.ledger`'s."""
+
+    queue_ms: float
+    prefill_ms: float
+    others_prefill_ms: float
+    decode_ms: float
+    preempted_ms: float
+    sampling_ms: float
+    text_ms: float
+    """Checking, template and tokenizer; and from the engine's last token to its text."""
+    client_ms: float
+    """Waiting for the client: to send its body, and to take what was ready."""
+    total_ms: float
+    delayed_by: list[DelayAnswer]
+    """At most three, the costliest first."""
+
+
+class Divergence(Struct, frozen=True, kw_only=True):
+    """Where a prompt stops being like the most similar cached one, and what each has there."""
+
+    position: int
+    before: str
+    token_id: int
+    text: str
+    after: str
+    cached_token_id: int
+    cached_text: str
+    cached_after: str
+
+
+class CacheReportAnswer(Struct, frozen=True, kw_only=True):
+    """What the prefix cache had of a prompt, and why no more."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    missed_tokens: int
+    block_size: int
+    reason: str
+    message: str
+    divergence: Divergence | UnsetType = UNSET
+
+
+class QuireAnswer(Struct):
+    """What a request asked to be told about itself."""
+
+    timings: TimingsAnswer | UnsetType = UNSET
+    cache_report: CacheReportAnswer | UnsetType = UNSET
+
+
 # --- chat ------------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +162,7 @@ class ChatChunk(Struct, kw_only=True):
     usage: Usage | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    quire: QuireAnswer | UnsetType = UNSET
 
 
 class ToolCall(Struct, kw_only=True):
@@ -146,6 +204,7 @@ class ChatCompletion(Struct, kw_only=True):
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    quire: QuireAnswer | UnsetType = UNSET
 
 
 # --- completions -----------------------------------------------------------------------------------------------------
@@ -183,3 +242,4 @@ class Completion(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType = UNSET
+    quire: QuireAnswer | UnsetType = UNSET

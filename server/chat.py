@@ -35,7 +35,7 @@ class ChatAnswer:
     """One call's answer. Deltas go in, chunks come out; nothing is kept of the text."""
 
     def __init__(self, answer_id: str, fingerprint: str, request: ChatRequest, prompt_token_ids: list[int]) -> None:
-        self._id, self._fingerprint, self._request = answer_id, fingerprint, request
+        self.id, self._fingerprint, self._request = answer_id, fingerprint, request
         self._created = int(time.time())
         self._prompt_token_ids = prompt_token_ids
         self.accounting = Accounting(len(prompt_token_ids))
@@ -72,7 +72,7 @@ class ChatAnswer:
     def fold(self, chunks: Sequence[msgspec.Struct]) -> ChatCompletion:
         """All chunks of this answer as one."""
         whole = ChatCompletion(
-            id=self._id,
+            id=self.id,
             created=self._created,
             model=self._request.options.model,
             system_fingerprint=self._fingerprint,
@@ -84,6 +84,7 @@ class ChatAnswer:
             assert isinstance(chunk, ChatChunk)
             whole.prompt_token_ids = _either(whole.prompt_token_ids, chunk.prompt_token_ids)
             whole.prompt_logprobs = _either(whole.prompt_logprobs, chunk.prompt_logprobs)
+            whole.quire = _either(whole.quire, chunk.quire)
             for choice in chunk.choices:
                 folds.setdefault(choice.index, _ChoiceFold(choice.index)).add(choice)
         whole.choices = [folds[index].whole() for index in sorted(folds)]
@@ -91,7 +92,7 @@ class ChatAnswer:
 
     def _chunk(self, index: int, delta: ChatDelta) -> ChatChunk:
         return ChatChunk(
-            id=self._id,
+            id=self.id,
             created=self._created,
             model=self._request.options.model,
             system_fingerprint=self._fingerprint,

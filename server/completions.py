@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from quire.engine.outputs import TextDelta, TokenText
 from quire.server.accounting import Accounting, prompt_logprobs_answer
-from quire.server.answers import Completion, CompletionChoice, CompletionLogprobs
+from quire.server.answers import Completion, CompletionChoice, CompletionLogprobs, QuireAnswer
 from quire.server.completion_request import CompletionRequest
 
 
@@ -28,7 +28,7 @@ class CompletionAnswer:
     def __init__(
         self, answer_id: str, fingerprint: str, request: CompletionRequest, prompts: Sequence[EchoedPrompt]
     ) -> None:
-        self._id, self._fingerprint, self._request, self._prompts = answer_id, fingerprint, request, prompts
+        self.id, self._fingerprint, self._request, self._prompts = answer_id, fingerprint, request, prompts
         self._created = int(time.time())
         self._n = request.sampling.params.n
         self.accounting = Accounting(sum(len(prompt.token_ids) for prompt in prompts))
@@ -59,8 +59,10 @@ class CompletionAnswer:
         """All chunks of this answer as one."""
         choices: dict[int, CompletionChoice] = {}
         texts: dict[int, list[str]] = {}
+        explained: QuireAnswer | UnsetType = UNSET
         for chunk in chunks:
             assert isinstance(chunk, Completion)
+            explained = chunk.quire if explained is UNSET else explained
             for part in chunk.choices:
                 texts.setdefault(part.index, []).append(part.text)
                 if part.index in choices:
@@ -69,7 +71,9 @@ class CompletionAnswer:
                     choices[part.index] = part
         for index, pieces in texts.items():
             choices[index].text = "".join(pieces)
-        return self._completion([choices[index] for index in sorted(choices)], usage=True)
+        whole = self._completion([choices[index] for index in sorted(choices)], usage=True)
+        whole.quire = explained
+        return whole
 
     def _tells(self, prompt: int, delta: TextDelta) -> bool:
         """Whether a delta makes a chunk: a first or a last one does, and one with text or tokens to show."""
@@ -120,7 +124,7 @@ class CompletionAnswer:
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool) -> Completion:
         return Completion(
-            id=self._id,
+            id=self.id,
             created=self._created,
             model=self._request.options.model,
             system_fingerprint=self._fingerprint,

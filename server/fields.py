@@ -43,7 +43,7 @@ _SAMPLING = """
 """
 _REQUEST = """
     model stream stream_options user return_token_ids truncate_prompt_tokens priority deadline_ms cache_salt
-    response_format add_special_tokens
+    response_format add_special_tokens quire
 """
 _NOT_BUILT = """
     structured_outputs guided_json guided_regex guided_choice guided_grammar guided_decoding_backend

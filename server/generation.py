@@ -11,8 +11,10 @@ import msgspec
 
 from quire.engine.messages import Failure, Ready, Statistics
 from quire.engine.outputs import GenerateRequest, RequestFailed, TextDelta
+from quire.engine.pool_watchers import PoolStream
 from quire.server.errors import ApiError, from_failure, unavailable
 from quire.server.exchange import Exchange, encode_json
+from quire.server.explanation import Explanation
 from quire.server.metrics import CallTimer
 from quire.server.request_options import RequestOptions
 
@@ -55,9 +57,14 @@ class Engine(Protocol):
     def registered(self) -> int:
         """Requests that are under way."""
 
+    def watch_pool(self) -> PoolStream:
+        """Live frames of the block pool. Raises TooManyWatchers."""
+
 
 class Answer(Protocol):
     """Turns deltas into chunks, and chunks into the whole answer."""
+
+    id: str
 
     def push(self, prompt: int, delta: TextDelta) -> Sequence[msgspec.Struct]:
         """The chunks that one delta of one prompt makes."""
@@ -76,6 +83,7 @@ async def deliver(
     answer: Answer,
     options: RequestOptions,
     timer: CallTimer,
+    explanation: Explanation,
 ) -> None:
     """Generate for every prompt and send the answer. Raises ApiError for what fails on the way."""
     chunks: list[msgspec.Struct] = []
@@ -85,6 +93,7 @@ async def deliver(
                 timer.observe(prompt, delta)
                 _raise_failure(engine, delta)
                 new = answer.push(prompt, delta)
+                explanation.take(delta, new)
                 if options.stream:
                     await _send_frames(exchange, new)
                 else:
@@ -96,7 +105,9 @@ async def deliver(
         timer.cut_off("aborted")
         raise
     if options.stream:
-        await _send_frames(exchange, answer.closing())
+        closing = answer.closing()
+        explanation.close(closing)
+        await _send_frames(exchange, closing)
         await exchange.end_stream()
     else:
         await exchange.respond_json(answer.fold(chunks))

@@ -32,6 +32,10 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     deadline_ms: int | None = None
     cache_salt: str | None = None
+    timings: bool = False
+    """Whether the answer tells where its time went."""
+    cache_report: bool = False
+    """Whether it tells what the prefix cache had of the prompt."""
 
 
 def read_options(reader: Reader, models: Collection[str]) -> RequestOptions:
@@ -44,6 +48,7 @@ def read_options(reader: Reader, models: Collection[str]) -> RequestOptions:
     reader.object("metadata")
     reader.boolean("store")
     _check_response_format(reader)
+    explain = _read_quire(reader)
     return RequestOptions(
         model=model,
         stream=stream,
@@ -55,6 +60,8 @@ def read_options(reader: Reader, models: Collection[str]) -> RequestOptions:
         priority=reader.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         deadline_ms=reader.integer("deadline_ms", 1, MAX_DEADLINE_MS),
         cache_salt=reader.string("cache_salt", max_length=MAX_LABEL),
+        timings=explain.boolean("timings"),
+        cache_report=explain.boolean("cache_report"),
     )
 
 
@@ -87,6 +94,16 @@ def _read_stream_options(reader: Reader, stream: bool) -> Reader:
         text = "stream_options.include_obfuscation = true is not supported: frames are not padded."
         raise ApiError("unsupported_parameter", text, "stream_options.include_obfuscation")
     return inner
+
+
+def _read_quire(reader: Reader) -> Reader:
+    known = ("timings", "cache_report")
+    wanted = reader.object("quire") or {}
+    for name in wanted:
+        if name not in known:
+            text = f"Unknown field quire.{quoted(name)}; quire holds {' and '.join(known)}."
+            raise ApiError("unknown_parameter", text, f"quire.{name[:64]}")
+    return Reader(wanted, "quire")
 
 
 def _read_truncate(reader: Reader) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+import msgspec
+
 from quire.engine.messages import Ready
 from quire.engine.outputs import GenerateRequest
 from quire.server.admission import Ticket
@@ -13,11 +15,12 @@ from quire.server.chat_request import ChatRequest, read_chat
 from quire.server.completion_request import CompletionRequest, read_completion
 from quire.server.completions import CompletionAnswer, EchoedPrompt
 from quire.server.exchange import Exchange
+from quire.server.explanation import Arrival, Explanation
 from quire.server.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from quire.server.generation import Answer, deliver
 from quire.server.metrics import CallTimer
 from quire.server.request_options import RequestOptions, model_not_found
-from quire.server.service import Service, new_id
+from quire.server.service import Service, engine_id, new_id
 from quire.server.text_work import check_byte_bound
 
 logger = logging.getLogger("quire.server")
@@ -32,13 +35,15 @@ class OpenAIRoutes:
     async def chat_completions(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
         service = self.service
-        arrival = service.clock()
+        came = service.clock()
         facts = service.facts()
         with service.admission.enter() as ticket:
             body, ignored = await service.read_body(exchange, CHAT_FIELDS, ticket)
+            arrival = Arrival(came, service.clock())
             rules, auto_tools = service.rules(facts), service.settings.enable_auto_tool_choice
             request = read_chat(body, service.models, rules, service.limits, auto_tools=auto_tools)
             service.name_ignored(exchange, ignored + request.ignored)
+            service.check_report(request.options, 1)
             if request.options.truncate_prompt_tokens is None:
                 num_bytes = sum(len(message["content"].encode()) for message in request.messages)
                 check_byte_bound(num_bytes, service.text.tokenizer, facts.max_model_len, "messages")
@@ -48,12 +53,14 @@ class OpenAIRoutes:
     async def completions(self, exchange: Exchange) -> None:
         """POST /v1/completions."""
         service = self.service
-        arrival = service.clock()
+        came = service.clock()
         facts = service.facts()
         with service.admission.enter() as ticket:
             body, ignored = await service.read_body(exchange, COMPLETION_FIELDS, ticket)
+            arrival = Arrival(came, service.clock())
             request = read_completion(body, service.models, service.rules(facts), service.limits)
             service.name_ignored(exchange, ignored)
+            service.check_report(request.options, len(request.prompts))
             if request.options.truncate_prompt_tokens is None:
                 for prompt in request.prompts:
                     if isinstance(prompt, str):
@@ -75,7 +82,7 @@ class OpenAIRoutes:
         await exchange.respond_json(self._card(name))
 
     async def _chat(
-        self, exchange: Exchange, request: ChatRequest, facts: Ready, ticket: Ticket, arrival: float
+        self, exchange: Exchange, request: ChatRequest, facts: Ready, ticket: Ticket, arrival: Arrival
     ) -> None:
         service = self.service
         ids = await service.text.encode_chat(
@@ -90,7 +97,7 @@ class OpenAIRoutes:
         await self._deliver(exchange, [generate], answer, request.options, ticket, arrival)
 
     async def _complete(
-        self, exchange: Exchange, request: CompletionRequest, facts: Ready, ticket: Ticket, arrival: float
+        self, exchange: Exchange, request: CompletionRequest, facts: Ready, ticket: Ticket, arrival: Arrival
     ) -> None:
         service = self.service
         options = request.options
@@ -117,15 +124,23 @@ class OpenAIRoutes:
         answer: Answer,
         options: RequestOptions,
         ticket: Ticket,
-        arrival: float,
+        arrival: Arrival,
     ) -> None:
         service = self.service
+        requests = [
+            msgspec.structs.replace(request, request_id=engine_id(answer.id, prompt))
+            for prompt, request in enumerate(requests)
+        ]
         lengths = [len(request.prompt_token_ids) for request in requests]
         ticket.take_tokens(sum(lengths))
         if service.settings.enable_log_requests:
             await self._log(exchange, requests)
-        timer = CallTimer(service.metrics, arrival, lengths, requests[0].params.n)
-        await deliver(exchange, service.engine, requests, answer, options, timer)
+        n = requests[0].params.n
+        timer = CallTimer(service.metrics, arrival.at, lengths, n)
+        explanation = Explanation(
+            options, arrival, service.clock, len(requests) * n, requests[0].prompt_token_ids, service.text.tokenizer
+        )
+        await deliver(exchange, service.engine, requests, answer, options, timer, explanation)
 
     async def _log(self, exchange: Exchange, requests: list[GenerateRequest]) -> None:
         """Only under --enable-log-requests: the one place that writes what a client sent."""

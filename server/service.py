@@ -117,6 +117,15 @@ class Service:
         if names:
             exchange.extra_headers.append(ignored_header(names))
 
+    def check_report(self, options: RequestOptions, num_prompts: int) -> None:
+        """Refuse a cache report that would show strangers' prompts, or would be about several."""
+        if options.cache_report and num_prompts > 1:
+            text = f"quire.cache_report is about one prompt, and this request has {num_prompts}; send them one by one."
+            raise ApiError("unsupported_parameter", text, "quire.cache_report")
+        if options.cache_report and not (self.keys or self.settings.is_local()):
+            text = "quire.cache_report shows what cached prompts held: a server that is open to others needs API keys."
+            raise ApiError("insufficient_permissions", text, "quire.cache_report")
+
     async def engine_request(
         self,
         prompt_token_ids: list[int],
@@ -150,6 +159,8 @@ class Service:
             salt=self.keys.salt(exchange.caller, options.cache_salt),
             key_id=exchange.caller.key_id,
             deadline=deadline,
+            timings=options.timings,
+            cache_report=options.cache_report,
         )
 
 
@@ -181,3 +192,9 @@ def truncated(ids: list[int], options: RequestOptions, max_tokens: int | None, m
 def new_id(prefix: str) -> str:
     """An id that nobody can guess."""
     return f"{prefix}-{secrets.token_hex(16)}"
+
+
+def engine_id(answer_id: str, prompt: int) -> str:
+    """What the engine calls a prompt of an answer: its hex digits, so that the client knows the request by them."""
+    digits = answer_id.rpartition("-")[2]
+    return digits if prompt == 0 else f"{digits[:24]}{prompt:08x}"
