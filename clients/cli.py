@@ -12,6 +12,7 @@ COMMANDS = {
     "chat": "quire.clients.talk",
     "complete": "quire.clients.talk",
     "info": "quire.clients.info",
+    "plan": "quire.clients.plan",
     "run": "quire.clients.run",
 }
 """Command to the module whose `main(command, words)` runs it and returns the exit code; `serve` is built in."""
@@ -24,6 +25,7 @@ usage: quire COMMAND [arguments]
   chat                  talk to a server, or start one for the while (-q asks one question)
   complete [PROMPT]     continue a text, the same way
   bench KIND            load tests and measurements: serve, offline, startup
+  plan [MODEL]          what a model takes of memory and how fast it will be, before it is loaded
   info                  versions, device, chosen kernels and why, the starter model
 
 `quire COMMAND --help` tells more. Exit codes: 0, 1 request failed, 2 usage, 3 model, 4 address, 5 memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 _BAR_CELLS = 60
 _NAME_WIDTH = 18
+_WIDTH = 104
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -52,7 +54,8 @@ def report(plan: Forecast, colour: bool, unicode: bool) -> str:
         *_speed(plan, paint),
     ]
     if plan.advice is not None:
-        lines += ["", f"{paint('1', 'Advice')}  {plan.advice}"]
+        first, *more = textwrap.wrap(plan.advice, _WIDTH - _NAME_WIDTH, break_on_hyphens=False)
+        lines += ["", paint("1", "Advice".ljust(_NAME_WIDTH)) + first, *(" " * _NAME_WIDTH + line for line in more)]
     return "\n".join(lines)
 
 
@@ -126,9 +129,8 @@ def _speed(plan: Forecast, paint: _Paint) -> list[str]:
         f"  first token of a prompt of {prompt.prompt_len:,}: {_milliseconds(prompt.ttft_ms)} "
         f"in steps of up to {prompt.max_num_batched_tokens:,} tokens"
     )
-    lines.append(f"  {paint('2', f'assumes {plan.assumptions}')}")
-    lines.append(f"  {paint('2', f'peaks: {plan.device.source}')}")
-    return lines
+    remarks = (f"assumes {plan.assumptions}", f"peaks: {plan.device.source}")
+    return lines + [f"  {paint('2', line)}" for text in remarks for line in textwrap.wrap(text, _WIDTH - 2)]
 
 
 def size(num_bytes: int) -> str:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from quire.engine.hardware import Hardware, available_memory, count_cores
 from quire.engine.messages import Progress, Ready
 from quire.engine.model_folder import STARTER, GenerationDefaults, read_generation_config, resolve_model
 from quire.engine.models.architectures import read_model_config
+from quire.engine.plan import PROCESS_BYTES, fit, footprint_of
 from quire.engine.tokenizer import Tokenizer
 from quire.server.settings import ServerSettings
 
@@ -30,11 +32,17 @@ class LoadedModel:
 
 
 def find_model(settings: ServerSettings, progress: LoadProgress) -> LoadedModel:
-    """Find or download the model and read its tokenizer. Blocks; raises ModelError."""
+    """Find or download the model and read its tokenizer. Blocks; raises ModelError.
+
+    What does not fit into memory is refused here already (CapacityError), before an engine is started for it; settings
+    that do not go with the model too (UsageError).
+    """
     name = settings.model or "starter"
     folder = STARTER if settings.model is None else _resolve(settings, settings.model, progress)
     logger.info("Model %s", name)
     config = read_model_config(folder, name)
+    footprint = footprint_of(settings.to_engine_config(folder, None), config, Hardware(count_cores()))
+    fit(footprint, max(0, available_memory() - PROCESS_BYTES))
     defaults = read_generation_config(folder)
     tokenizer = Tokenizer.from_folder(
         folder if settings.tokenizer is None else _resolve(settings, settings.tokenizer, progress),
@@ -88,7 +96,7 @@ def start_lines(facts: Ready, seconds: float) -> Iterator[str]:
     yield f"Model weights: {_size(facts.weights_bytes)}, loaded in {load:.2f} s ({facts.dtype}, {facts.device})"
     blocks = f"{facts.num_blocks} blocks of {facts.block_size} tokens"
     yield f"KV cache memory: {_size(facts.kv_cache_bytes)}, {blocks}"
-    tokens = facts.num_blocks * facts.block_size
+    tokens = facts.num_blocks // facts.num_cache_groups * facts.block_size
     yield f"KV cache size: {tokens:,} tokens"
     yield (f"Maximum concurrency for {facts.max_model_len:,} tokens per request: {tokens / facts.max_model_len:.2f}x")
     yield f"Kernels: {facts.kernels}"

@@ -28,5 +28,4 @@ ALIASES: dict[str, str] = {"tp": "tensor-parallel-size"}
 
 COMMANDS: dict[str, str] = {
     "batch": "batch files are not built yet; send the requests to a running server",
-    "plan": "planning before a load is not built yet; the start-up lines of `quire serve` give the figures",
 }
