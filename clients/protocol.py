@@ -210,6 +210,7 @@ class _ChunkChoice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: tuple[_ChunkChoice, ...] = ()
     usage: Usage | None = None
+    quire: dict[str, Any] | None = None
     error: Any = None
 
 
@@ -253,7 +254,9 @@ def _deltas(chunk: _Chunk) -> list[Delta]:
         )
         for choice in chunk.choices
     ]
-    return deltas if chunk.usage is None else [*deltas, Delta(usage=chunk.usage)]
+    if chunk.usage is not None or chunk.quire is not None:
+        deltas.append(Delta(usage=chunk.usage, quire=chunk.quire))
+    return deltas
 
 
 # --- failures and retries --------------------------------------------------------------------------------------------

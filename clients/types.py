@@ -34,6 +34,7 @@ class Fields(TypedDict, total=False):
     ignore_eos: bool
     min_tokens: int
     priority: int
+    quire: Mapping[str, bool]
     extra: Mapping[str, Any]
 
 
@@ -113,6 +114,8 @@ class Chat(msgspec.Struct, frozen=True):
     id: str = ""
     model: str = ""
     usage: Usage = Usage()
+    quire: Mapping[str, Any] | None = None
+    """What the request asked to be told about itself: `timings`, `cache_report`."""
 
     @property
     def text(self) -> str:
@@ -141,6 +144,8 @@ class Completion(msgspec.Struct, frozen=True):
     id: str = ""
     model: str = ""
     usage: Usage = Usage()
+    quire: Mapping[str, Any] | None = None
+    """What the request asked to be told about itself: `timings`, `cache_report`."""
 
     @property
     def text(self) -> str:
@@ -149,7 +154,8 @@ class Completion(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """One event of a stream: what one choice gained. The last one carries the usage and no text."""
+    """One event of a stream: what one choice gained. The last one carries the usage, and `quire` where that was asked
+    for, and no text."""
 
     text: str = ""
     choice: int = 0
@@ -157,6 +163,7 @@ class Delta(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: Any = None
     usage: Usage | None = None
+    quire: Mapping[str, Any] | None = None
 
 
 class Model(msgspec.Struct, frozen=True):

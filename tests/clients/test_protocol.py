@@ -79,6 +79,18 @@ def test_completion_chunks_become_deltas() -> None:
     ]
 
 
+def test_what_an_answer_tells_of_itself_comes_with_its_last_delta() -> None:
+    told = {"timings": {"total_ms": 1.5}}
+    last = {"choices": [], "usage": {"prompt_tokens": 3}, "quire": told}
+    assert protocol.DeltaStream().feed(frames(last)) == [Delta(usage=Usage(3), quire=told)]
+    without_usage = {"choices": [{"text": "", "finish_reason": "stop"}], "quire": told}
+    assert protocol.DeltaStream().feed(frames(without_usage)) == [Delta(finish_reason="stop"), Delta(quire=told)]
+    body = json.dumps({"choices": [{"text": "a"}], "quire": told}).encode()
+    call = protocol.complete("x", {"quire": {"timings": True}}, stream=False)
+    assert json.loads(call.body or b"") == {"prompt": "x", "quire": {"timings": True}}
+    assert call.read(body).quire == told
+
+
 def test_an_error_frame_raises_what_the_server_said() -> None:
     with pytest.raises(StreamFailed, match="engine died") as caught:
         protocol.DeltaStream().feed(frames({"error": {"message": "engine died", "code": "engine_restarting"}}))
