@@ -17,6 +17,7 @@ from quire.server.limits import Limits
 from quire.server.not_built_routes import NOT_BUILT
 from quire.server.routes_openai import OpenAIRoutes
 from quire.server.routes_page import PageRoutes
+from quire.server.routes_pool import PoolRoutes
 from quire.server.routes_probe import ProbeRoutes
 from quire.server.routes_text import TextRoutes
 from quire.server.service import SamplingDefaults, Service
@@ -68,7 +69,8 @@ def create_app(
 
 
 def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
-    openai, text, probe, page = OpenAIRoutes(service), TextRoutes(service), ProbeRoutes(service), PageRoutes()
+    openai, text, probe = OpenAIRoutes(service), TextRoutes(service), ProbeRoutes(service)
+    page, pool = PageRoutes(), PoolRoutes(service)
     return [
         ("/v1/chat/completions", openai.chat_completions, Access.KEY, "POST"),
         ("/v1/completions", openai.completions, Access.KEY, "POST"),
@@ -85,6 +87,7 @@ def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
         ("/ready", probe.ready, Access.OPEN, "GET"),
         ("/readyz", probe.ready, Access.OPEN, "GET"),
         ("/", page.page, Access.OPEN, "GET"),
+        ("/playground/pool", pool.pool, Access.KEY, "GET"),
         ("/playground/{name}", page.asset, Access.OPEN, "GET"),
     ]
 

@@ -139,9 +139,13 @@ class Exchange:
             await self._send({"type": "http.response.body", "body": frame, "more_body": True})
 
     async def end_stream(self) -> None:
-        """Send the last frame and end the answer."""
+        """Send the last frame of an OpenAI stream and end the answer."""
+        await self.write(b"data: [DONE]\n\n")
+        await self.finish_stream()
+
+    async def finish_stream(self) -> None:
+        """End the answer without another frame."""
         async with self._stall_limit():
-            await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
 
     async def unless_client_leaves(self, work: Coroutine[Any, Any, None]) -> None:

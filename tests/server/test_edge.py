@@ -280,6 +280,7 @@ def test_error_types() -> None:
     assert {type_of_status(status) for status in STATUS_OF_CODE.values()} == {
         "invalid_request_error",
         "permission_error",
+        "rate_limit_error",
         "service_unavailable_error",
         "server_error",
     }

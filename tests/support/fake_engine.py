@@ -5,7 +5,8 @@
 
 It speaks the real messages over the in-memory transport, on the test's own event loop. `script(add, choice)` gives the
 tokens of each choice. One step gives one token to each running choice; steps follow each other as long as there is work
-and `running` is set: `hold()` stops them, `step()` does one by hand, `release()` lets them go on.
+and `running` is set: `hold()` stops them, `step()` does one by hand, `release()` lets them go on. While
+somebody watches the pool, each step is followed by a frame, in which every 16 tokens of a choice have a block.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 from quire.engine.memory_transport import MemoryEngineTransport, MemoryHttpTransport, memory_pair
 from quire.engine.messages import (
@@ -25,6 +27,7 @@ from quire.engine.messages import (
     FinishReason,
     LiveIds,
     OutputRow,
+    PoolPicture,
     Query,
     Ready,
     Shutdown,
@@ -33,9 +36,11 @@ from quire.engine.messages import (
     StepOutputs,
     ToEngine,
     TokenLogprobs,
+    Watch,
     pack_ids,
     unpack_ids,
 )
+from quire.engine.pool_frame import Block, PoolFrame, SequencePicture
 from quire.engine.progress_page import PageSnapshot
 from quire.engine.tokenizer import Tokenizer
 from quire.engine.transport import TransportClosed
@@ -66,6 +71,7 @@ class _Sequence:
         self.add, self.choice = add, choice
         self._tokens: Iterator[int] = iter(tokens)
         self.count = 0
+        self.blocks: list[int] = []
 
     def next_row(self) -> OutputRow:
         params = self.add.params
@@ -86,6 +92,19 @@ class _Sequence:
             prompt_logprobs=self._prompt_logprobs() if self.count <= 1 else None,
             num_cached_tokens=0,
             queue_seconds=0.001,
+        )
+
+    def picture(self) -> SequencePicture:
+        length = len(self.add.prompt_token_ids) // 4
+        return SequencePicture(
+            id=f"{self.add.request_id[:8]}/{self.choice}",
+            status="running",
+            prompt=length,
+            tokens=length + self.count,
+            computed=length + self.count,
+            cached=0,
+            max_tokens=self.add.params.max_tokens,
+            blocks=tuple(self.blocks),
         )
 
     def _prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
@@ -139,6 +158,8 @@ class FakeEngine:
         self.sequences: dict[tuple[str, int], _Sequence] = {}
         self.running = asyncio.Event()
         self.running.set()
+        self.watched = False
+        self._shown: dict[int, Block] = {}
         self._wake = asyncio.Event()
         self._line: MemoryEngineTransport | None = None
 
@@ -146,6 +167,7 @@ class FakeEngine:
         """Pass this as `launch` to `AsyncEngine`."""
         engine_end, http_end = memory_pair()
         self.launches += 1
+        self.watched = False
         self.sequences.clear()
         self._line = engine_end
         engine_end.on_arrival(self._wake.set)
@@ -186,6 +208,27 @@ class FakeEngine:
                 del self.sequences[row.request_id, row.choice]
         self.num_steps += 1
         self.say(*rows)
+        if self.watched:
+            self.show("change")
+
+    def show(self, kind: Literal["full", "change"]) -> None:
+        """Send a frame of the pool."""
+        assert self._line is not None
+        shown: dict[int, Block] = {}
+        free = sorted(set(range(256)) - {i for sequence in self.sequences.values() for i in sequence.blocks})
+        for sequence in self.sequences.values():
+            missing = -(-sequence.picture().tokens // 16) - len(sequence.blocks)
+            sequence.blocks += free[:missing]
+            del free[:missing]
+            shown |= {i: (i, 1, 0) for i in sequence.blocks}
+        before = {} if kind == "full" else self._shown
+        changed = [block for i, block in shown.items() if before.get(i) != block]
+        changed += [(i, 0, 0) for i in before if i not in shown]
+        pictures = tuple(sequence.picture() for sequence in self.sequences.values())
+        at = float(self.num_steps)
+        frame = PoolFrame(kind, at, 256, 16, tuple(changed), (), pictures, len(pictures), 0, 0, self.num_steps)
+        self._shown = shown
+        self._line.send(PoolPicture(frame))
 
     def messages(self, kind: type) -> list[ToEngine]:
         """What came of one type."""
@@ -226,6 +269,11 @@ class FakeEngine:
             case Query(query_id, _):
                 ids = tuple({request_id for request_id, _ in self.sequences})
                 line.send(Answer(query_id, self._statistics(), request_ids=ids))
+            case Watch(seconds):
+                begins = seconds > 0 and not self.watched
+                self.watched = seconds > 0
+                if begins:
+                    self.show("full")
             case LiveIds() | Shutdown():
                 pass
 
