@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#2f6fde", "#e0662b", "#2a9d74", "#8d5bd0", "#c23b6b", "#7a8290")
 """Told apart in print and by most colour-blind readers."""
@@ -54,6 +55,15 @@ def figure(path: Path, panels: int = 1, *, title: str, size: tuple[float, float]
 def line(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, colour: int = 0, **style: Any) -> None:
     """A line with dots at what was measured."""
     axes.plot(x, y, marker="o", markeredgecolor="white", color=COLOURS[colour], label=label, **style)
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"] = "x") -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def band(axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: int = 0) -> None:

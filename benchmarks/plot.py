@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from matplotlib.axes import Axes
 
-from quire.benchmarks.figure import COLOURS, figure, line
+from quire.benchmarks.figure import COLOURS, figure, line, logarithmic
 from quire.benchmarks.metrics import Answer, Summary
 
 
@@ -58,9 +58,9 @@ def _latency(run: Run, path: Path) -> Path:
         failed = [answer.sent - start for answer in run.answers if answer.error is not None]
         if failed:
             axes.scatter(failed, [0.0] * len(failed), marker="x", color=COLOURS[4], label="failed")
-        axes.set(xlabel="sent at (s); the line ends with the last token", ylabel="seconds after sending")
+        axes.set(xlabel="sent at (s)", ylabel="seconds after sending")
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper right", ncols=3)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
     return path
 
 
@@ -77,7 +77,7 @@ def distribution(axes: Axes, values: Sequence[float], label: str, colour: int) -
     found = np.sort([value for value in values if value > 0])
     if found.size == 0:
         return
-    axes.set_xscale("log")
+    logarithmic(axes)
     axes.plot(found, np.arange(1, found.size + 1) / found.size, color=COLOURS[colour], drawstyle="steps-post")
     for share in (0.5, 0.99):
         at = float(np.quantile(found, share))

@@ -61,10 +61,13 @@ async def _main(options: Namespace) -> int:
         means = await _means(http, target, requests[0]) if options.verify else None
         if warmups:
             await run_load(http, target, warmups, [0.0] * len(warmups), max_concurrency=options.max_concurrency)
-        runs = [await _run(http, target, requests, rate, means, options) for rate in options.request_rate]
+        runs = []
+        for number, rate in enumerate(options.request_rate):
+            part = requests[number * options.num_prompts : (number + 1) * options.num_prompts]
+            runs.append(await _run(http, target, part, rate, means, options))
     for run in runs:
         if options.save_result:
-            _save(run, requests, target, options, several=len(runs) > 1)
+            _save(run, target, options, several=len(runs) > 1)
     if options.plot:
         from quire.benchmarks.plot import plot_runs
 
@@ -87,7 +90,7 @@ async def _target(http: aiohttp.ClientSession, url: str, headers: Mapping[str, s
 async def _requests(
     http: aiohttp.ClientSession, url: str, target: Target, options: Namespace
 ) -> tuple[list[Request], list[Request]]:
-    """Warm-ups and the load itself: different prompts of the same kind."""
+    """Warm-ups, and the load of all rates: no prompt twice, or the next rate would find a warm prefix cache."""
     encode = await _encode(http, url, target, options)
     words = await _words(encode)
     fields = datasets.Choice.__dataclass_fields__
@@ -100,7 +103,7 @@ async def _requests(
     async def tokens_of(text: str) -> int:
         return len(await encode(text)) if encode is not None else max(1, len(text) // 4)
 
-    count = options.num_prompts + options.num_warmups
+    count = options.num_prompts * len(options.request_rate) + options.num_warmups
     as_text = not target.backend.takes_token_ids
     try:
         requests = await datasets.load(choice, count, words, as_text=as_text, tokens_of=tokens_of)
@@ -108,7 +111,7 @@ async def _requests(
             target.backend.body(request, 0, target.sampling)
     except ValueError as error:
         raise CommandFailed(str(error), USAGE) from error
-    return requests[options.num_prompts :], requests[: options.num_prompts]
+    return requests[: options.num_warmups], requests[options.num_warmups :]
 
 
 async def _encode(http: aiohttp.ClientSession, url: str, target: Target, options: Namespace) -> Encode | None:
@@ -177,7 +180,7 @@ def _bar(total: int, name: str, options: Namespace) -> tqdm[Any]:
     return tqdm(total=total, desc=name, unit="request", disable=options.disable_tqdm or not sys.stderr.isatty())
 
 
-def _save(run: Run, requests: Sequence[Request], target: Target, options: Namespace, *, several: bool) -> None:
+def _save(run: Run, target: Target, options: Namespace, *, several: bool) -> None:
     """Write the JSON; with several rates the rate becomes part of each name."""
     now = datetime.now()
     rate = "inf" if math.isinf(run.rate) else f"{run.rate:g}"
@@ -192,7 +195,7 @@ def _save(run: Run, requests: Sequence[Request], target: Target, options: Namesp
         "model_id": target.sampling.model,
         "tokenizer_id": options.tokenizer or target.sampling.model,
         "dataset_name": options.dataset_name,
-        "num_prompts": len(requests),
+        "num_prompts": len(run.answers),
         "seed": options.seed,
         "temperature": options.temperature,
         "request_rate": rate if math.isinf(run.rate) else run.rate,

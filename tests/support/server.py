@@ -41,17 +41,32 @@ def children(pid: int) -> list[int]:
     return found
 
 
+_FAULTY = """
+import functools, sys
+from quire.clients import cli
+from quire.server import serve
+serve.AsyncEngine = functools.partial(serve.AsyncEngine, faults={faults!r})
+sys.exit(cli.main())
+"""
+
+
 class ServerProcess:
-    """`quire serve ...` on a free port; `output` collects what it prints."""
+    """`quire serve ...` on a free port; `output` collects what it prints. `faults` are planted in its engine."""
 
     def __init__(
-        self, *arguments: str, wait: bool = True, env: dict[str, str] | None = None, python: str = sys.executable
+        self,
+        *arguments: str,
+        wait: bool = True,
+        env: dict[str, str] | None = None,
+        python: str = sys.executable,
+        faults: dict[str, str] | None = None,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output: list[str] = []
+        program = ["-m", "quire.clients.cli"] if faults is None else ["-c", _FAULTY.format(faults=faults)]
         self.process = subprocess.Popen(
-            [python, "-m", "quire.clients.cli", "serve", *arguments, "--port", str(self.port)],
+            [python, *program, "serve", *arguments, "--port", str(self.port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
