@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "batch": "quire.clients.batch",
     "bench": "quire.benchmarks.cli",
     "chat": "quire.clients.talk",
     "complete": "quire.clients.talk",
@@ -25,6 +26,7 @@ usage: quire COMMAND [arguments]
   chat                  talk to a server, or start one for the while (-q asks one question)
   complete [PROMPT]     continue a text, the same way
   bench KIND            load tests and measurements: serve, offline, startup
+  batch -i IN -o OUT    answer a file of requests, OpenAI's batch lines
   plan [MODEL]          what a model takes of memory and how fast it will be, before it is loaded
   info                  versions, device, chosen kernels and why, the starter model
 
@@ -93,12 +95,8 @@ def _serve(words: list[str]) -> int:
 
 def _refuse(command: str) -> int:
     from quire.clients.terminal import USAGE, CommandFailed, nearest
-    from quire.server import not_built
 
-    if command in not_built.COMMANDS:
-        raise CommandFailed(f"quire {command}: {not_built.COMMANDS[command]}", USAGE)
-    known = ["serve", *COMMANDS, *not_built.COMMANDS]
-    hint = nearest(command, known) or "; `quire --help` lists the commands"
+    hint = nearest(command, ["serve", *COMMANDS]) or "; `quire --help` lists the commands"
     raise CommandFailed(f"unknown command {command}{hint}", USAGE)
 
 

@@ -1,7 +1,7 @@
 """What the command line promises and this version does not have yet: refused with a sentence, never ignored.
 
-`FLAGS` and `COMMANDS` end in exit code 2. The keys are flags without their dashes, or "flag value" for a value that is
-missing from an otherwise working flag. A test compares these tables, with what is built, against the full list.
+Exit code 2. The keys are flags without their dashes, or "flag value" for a value that is missing from an otherwise
+working flag. A test compares the table, with what is built, against the full list.
 """
 
 from __future__ import annotations
@@ -25,7 +25,3 @@ FLAGS: dict[str, str] = {
 }
 
 ALIASES: dict[str, str] = {"tp": "tensor-parallel-size"}
-
-COMMANDS: dict[str, str] = {
-    "batch": "batch files are not built yet; send the requests to a running server",
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import subprocess
@@ -16,7 +17,6 @@ from support.scripted_server import ScriptedServer
 from quire.clients import cli
 from quire.clients.client import Client
 from quire.clients.reply import Reply, Talk
-from quire.server import not_built
 
 
 def test_one_question(server: ScriptedServer, piped: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,6 @@ USAGE = [
     (["complete"], "nothing was asked; give PROMPT, or pipe it in"),
     (["serve", "--prot", "1"], "unknown flag --prot; did you mean --port?"),
     (["serve", "--host", "0.0.0.0"], "--allow-unauthenticated"),
-    *(([command], f"quire {command}: {sentence}") for command, sentence in not_built.COMMANDS.items()),
 ]
 
 
@@ -99,13 +98,13 @@ def test_usage_errors(
     assert err.count("\n") == 1
 
 
-def test_every_promised_command_works_or_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_promised_command_is_listed_and_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     page = capsys.readouterr().out
     promised = {"serve", "chat", "complete", "run", "bench", "batch", "plan", "info"}
-    built = {name for name in promised if f"\n  {name} " in page}
-    assert built | set(not_built.COMMANDS) == promised
-    assert not built & set(not_built.COMMANDS)
+    assert {name for name in promised if f"\n  {name} " in page} == promised == {"serve", *cli.COMMANDS}
+    for module in cli.COMMANDS.values():
+        assert callable(importlib.import_module(module).main)
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
