@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quire.engine.plan import CachePlan, Footprint, gib
 
 FEW = 8
@@ -31,7 +33,7 @@ def advise(footprint: Footprint, plan: CachePlan, available_bytes: int, context:
         in_bytes = plan.flag == "--kv-cache-memory-bytes"
         amount = f"{-(-blocks * footprint.block_bytes >> 20)}MiB" if in_bytes else f"{blocks}"
         return f"{problem}; {plan.flag} {amount} holds {wanted}"
-    tokens = rest // footprint.block_bytes * plan.block_size // wanted
+    tokens = replace(plan, num_blocks=rest // footprint.block_bytes).num_tokens // wanted
     fix = f"--max-model-len {tokens} makes room for {wanted} shorter ones"
     if footprint.dtype == "float32":
         fix += ", --dtype bfloat16 for twice as many tokens"

@@ -29,7 +29,7 @@ class CacheGroup:
     window: int | None = None
     """Position i reads i - window + 1 .. i; None: everything before it."""
     layers: tuple[int, ...] = ()
-    """Indices of the layers, in ascending order. The scheduler does not ask."""
+    """Indices of the layers, in ascending order. Where there is one group nobody asks, and it may be ()."""
 
     def first_block(self, num_tokens: int, block_size: int) -> int:
         """Index of the first block that the token after `num_tokens`, or any later one, reads or writes."""

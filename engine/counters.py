@@ -39,7 +39,7 @@ class Counters:
         return Statistics(
             num_running=len(roster.running),
             num_waiting=len(roster.queue),
-            num_blocks=pool.num_blocks,
+            num_blocks=pool.num_usable,
             num_used_blocks=pool.num_used,
             num_cached_blocks=pool.num_cached,
             num_steps=self.num_steps,

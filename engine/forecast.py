@@ -217,7 +217,7 @@ def _cache_facts(footprint: Footprint, plan: CachePlan | None) -> CacheFacts:
         num_blocks=plan.num_blocks if plan else 0,
         num_tokens=plan.num_tokens if plan else 0,
         max_model_len=plan.max_model_len if plan else footprint.resolved.max_model_len,
-        max_num_seqs=min(footprint.resolved.max_num_seqs, plan.num_blocks) if plan else 0,
+        max_num_seqs=min(footprint.resolved.max_num_seqs, plan.num_tokens // plan.block_size) if plan else 0,
     )
 
 

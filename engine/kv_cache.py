@@ -20,7 +20,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from quire.engine.cache_groups import CacheGroup
 from quire.engine.errors import CapacityError
 from quire.engine.models.config import CacheSpec
 from quire.engine.plan import CachePlan, gib
@@ -36,23 +35,17 @@ _MADV_POPULATE_WRITE = 23
 class KVCache:
     """The tensors: `layers[i]` is (keys, values) of layer i, each [blocks, kv_heads, block_size, D].
 
-    `groups` None: one of all layers. Where there are several, layers that have the same place in their groups lie in
-    the same memory, in the blocks of their own group: `stripes` has the tensors of each place once. All bytes are zero
-    at first, and those of a null block remain so.
+    Where there are several cache groups, layers that have the same place in their groups lie in the same memory, in
+    the blocks of their own group: `stripes` has the tensors of each place once. All bytes are zero at first, and those
+    of a null block remain so.
     """
 
-    def __init__(
-        self,
-        specs: Sequence[CacheSpec],
-        plan: CachePlan,
-        dtype: torch.dtype,
-        device: torch.device,
-        groups: Sequence[CacheGroup] | None = None,
-    ) -> None:
-        self.groups = tuple(groups or (CacheGroup(layers=tuple(range(len(specs)))),))
-        """Which layers share a block table."""
+    def __init__(self, specs: Sequence[CacheSpec], plan: CachePlan, dtype: torch.dtype, device: torch.device) -> None:
+        self.groups = plan.groups
+        """Which layers share a block table; a single one is of all layers."""
+        members = [group.layers for group in plan.groups] if len(plan.groups) > 1 else [tuple(range(len(specs)))]
         all_shapes = [(plan.num_blocks, spec.num_kv_heads, plan.block_size, spec.head_dim) for spec in specs]
-        shapes = [all_shapes[layer] for layer in max((group.layers for group in self.groups), key=len)]
+        shapes = [all_shapes[layer] for layer in max(members, key=len)]
         try:
             tensors = _allocate([shape for shape in shapes for _ in range(2)], dtype, device, plan.is_small)
         except (OSError, MemoryError, RuntimeError) as error:
@@ -61,12 +54,12 @@ class KVCache:
             ) from error
         self.stripes: list[tuple[Tensor, Tensor]] = list(zip(tensors[::2], tensors[1::2], strict=True))
         """(keys, values) of each place in a group."""
-        places = {layer: place for group in self.groups for place, layer in enumerate(group.layers)}
+        places = {layer: place for layers in members for place, layer in enumerate(layers)}
         self.layers: list[tuple[Tensor, Tensor]] = []
         for layer, shape in enumerate(all_shapes):
             keys, values = self.stripes[places[layer]]
             self.layers.append((keys.view(shape), values.view(shape)))
-        self._group_of = {layer: number for number, group in enumerate(self.groups) for layer in group.layers}
+        self._group_of = {layer: number for number, layers in enumerate(members) for layer in layers}
 
     def by_layer(self, of_groups: Sequence[T]) -> list[T]:
         """What each layer has, of what its cache group has."""

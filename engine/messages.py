@@ -149,6 +149,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """Start-up by part: import, weights, kv_cache, warmup."""
     notes: tuple[str, ...] = ()
     """Sentences for the operator: what was reduced, and why."""
+    num_cache_groups: int = 1
+    """Block tables of a sequence: a block holds the keys and values of one group's layers."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):

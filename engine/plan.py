@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from quire.engine.cache_groups import ONE_GROUP, CacheGroup, group_layers, has_window
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
 from quire.engine.hardware import Hardware
@@ -41,11 +42,23 @@ class CachePlan:
     """What the operator should know: a context that was reduced."""
     flag: str = "--kv-cache-memory-bytes"
     """What changes the number of blocks."""
+    groups: tuple[CacheGroup, ...] = ONE_GROUP
+    """Each has blocks of its own for the same tokens."""
+
+    @property
+    def has_null_block(self) -> bool:
+        """Whether block 0 is nobody's."""
+        return has_window(self.groups)
+
+    @property
+    def num_usable_blocks(self) -> int:
+        """Blocks that sequences can hold."""
+        return max(0, self.num_blocks - self.has_null_block)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that fit."""
-        return self.num_blocks * self.block_size
+        """Tokens that fit, before any window has slid past them."""
+        return self.num_usable_blocks // len(self.groups) * self.block_size
 
     @property
     def max_concurrency(self) -> float:
@@ -53,12 +66,12 @@ class CachePlan:
         return self.concurrency(self.max_model_len)
 
     def blocks_of(self, num_tokens: int) -> int:
-        """Blocks that one sequence of `num_tokens` holds."""
-        return -(-num_tokens // self.block_size)
+        """Blocks that one sequence of `num_tokens` holds, at most."""
+        return len(self.groups) * -(-num_tokens // self.block_size)
 
     def concurrency(self, num_tokens: int) -> float:
         """How many sequences of `num_tokens` fit at once."""
-        return self.num_blocks / self.blocks_of(num_tokens)
+        return self.num_usable_blocks / self.blocks_of(num_tokens)
 
     def check_fits(self, available_bytes: int) -> None:
         """Raises CapacityError, naming the flag to change, when the cache is more than there is."""
@@ -88,11 +101,13 @@ class CacheWish:
     """Without a wish: at most this many bytes,"""
     default_share: float = DEFAULT_SHARE
     """and at most this share of what is there."""
+    groups: tuple[CacheGroup, ...] = ONE_GROUP
 
 
 def block_bytes(specs: Sequence[CacheSpec], block_size: int, itemsize: int) -> int:
-    """Bytes of one block over all layers, keys and values of `itemsize` bytes each."""
-    return sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs) * block_size * itemsize
+    """Bytes of one block over all layers of the largest cache group, keys and values of `itemsize` bytes each."""
+    sizes = [2 * spec.num_kv_heads * spec.head_dim for spec in specs]
+    return max(sum(sizes[layer] for layer in group.layers) for group in group_layers(specs)) * block_size * itemsize
 
 
 def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> CachePlan:
@@ -102,7 +117,8 @@ def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> C
     default share of that, and what max_num_seqs sequences of max_model_len can use. Raises CapacityError, naming the
     flag to change, when the wish is more than there is, or when not even one sequence of max_model_len fits.
     """
-    blocks_per_sequence = -(-wish.max_model_len // wish.block_size)
+    blocks_per_sequence = len(wish.groups) * -(-wish.max_model_len // wish.block_size)
+    needed = blocks_per_sequence + has_window(wish.groups)
     flag = "--kv-cache-memory-bytes"
     if wish.num_blocks is not None:
         num_blocks, flag = wish.num_blocks, "--num-gpu-blocks-override"
@@ -110,31 +126,32 @@ def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> C
         num_blocks = wish.wanted_bytes // bytes_per_block
     else:
         given = min(wish.default_bytes, int(wish.default_share * available_bytes))
-        num_blocks = min(blocks_per_sequence * wish.max_num_seqs, given // bytes_per_block)
+        useful = blocks_per_sequence * wish.max_num_seqs + has_window(wish.groups)
+        num_blocks = min(useful, given // bytes_per_block)
     size = num_blocks * bytes_per_block
     small = size <= SMALL_SHARE * available_bytes
-    plan = CachePlan(num_blocks, wish.block_size, wish.max_model_len, size, small, flag=flag)
+    plan = CachePlan(num_blocks, wish.block_size, wish.max_model_len, size, small, flag=flag, groups=wish.groups)
     plan.check_fits(available_bytes)
-    if num_blocks >= blocks_per_sequence:
+    if num_blocks >= needed:
         return plan
     found = f"{gib(size)} ({plan.num_tokens} tokens) are set aside of {gib(available_bytes)} there after the weights"
-    wanted = f"{wish.max_model_len} tokens want {gib(blocks_per_sequence * bytes_per_block)} of KV cache"
-    most = min(blocks_per_sequence, available_bytes // bytes_per_block)
+    wanted = f"{wish.max_model_len} tokens want {gib(needed * bytes_per_block)} of KV cache"
+    most = min(needed, available_bytes // bytes_per_block)
     more = f"raise {flag} to {most}"
     if flag == "--kv-cache-memory-bytes":
         mebibytes = -(-most * bytes_per_block >> 20)
         more = f"raise {flag} to {f'{mebibytes}MiB' if mebibytes << 20 <= available_bytes else most * bytes_per_block}"
-    if num_blocks == 0:
+    if plan.num_tokens == 0:
         more = more if most else "use a smaller model or a machine with more memory"
         raise CapacityError(f"one block of {wish.block_size} tokens wants {gib(bytes_per_block)}, and {found}; {more}")
     if wish.max_model_len_given:
         fix = f"lower --max-model-len to {plan.num_tokens} at most"
-        fix = f"{more}, or {fix}" if most == blocks_per_sequence else fix
+        fix = f"{more}, or {fix}" if most == needed else fix
         raise CapacityError(f"one sequence of --max-model-len {wanted}, and {found}; {fix}")
     if most == num_blocks:
         more = "there is no memory for more"
-    elif most < blocks_per_sequence:
-        more = f"{more} for {most * wish.block_size}"
+    elif most < needed:
+        more = f"{more} for {replace(plan, num_blocks=most).num_tokens}"
     note = f"context reduced to {plan.num_tokens} tokens: {wanted}, {found}; {more}"
     return replace(plan, max_model_len=plan.num_tokens, notes=(note,))
 
@@ -161,7 +178,7 @@ class Footprint:
     @property
     def token_bytes(self) -> float:
         """Of keys and values of one token."""
-        return self.block_bytes / self.wish.block_size
+        return len(self.wish.groups) * self.block_bytes / self.wish.block_size
 
 
 def footprint_of(
@@ -180,6 +197,7 @@ def footprint_of(
         max_num_seqs=resolved.max_num_seqs,
         wanted_bytes=config.kv_cache_memory_bytes,
         num_blocks=config.num_blocks_override,
+        groups=group_layers(model.cache_specs()),
     )
     if device == "gpu":
         wish = replace(wish, default_bytes=1 << 60, default_share=1.0)

@@ -77,7 +77,7 @@ def build_engine(
     plan.check_fits(available_memory())
     cache = KVCache(model_config.cache_specs(), plan, dtype, torch.device(resolved.device))
     stopwatch.lap("kv_cache")
-    max_num_seqs = min(resolved.max_num_seqs, plan.num_blocks)
+    max_num_seqs = min(resolved.max_num_seqs, plan.num_tokens // plan.block_size)
     runner = ModelRunner(
         plant(decoder, planted or {}),
         backend,
@@ -97,6 +97,7 @@ def build_engine(
         vocab_size=resolved.vocab_size,
         num_blocks=plan.num_blocks,
         block_size=plan.block_size,
+        num_cache_groups=len(plan.groups),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         weights_bytes=decoder.weights_bytes,
@@ -165,11 +166,11 @@ def _warm_up(runner: ModelRunner, given: int | None, plan: CachePlan, max_num_se
 
 
 def _scheduler(config: EngineConfig, plan: CachePlan, max_num_seqs: int, budget: int) -> Scheduler:
-    order = list(range(plan.num_blocks))
+    order = list(range(plan.num_blocks - plan.num_usable_blocks, plan.num_blocks))
     if config.shuffle_blocks:
         random.Random(config.seed).shuffle(order)
     index = ExplainingIndex(secrets.token_bytes(32)) if config.enable_prefix_caching else None
-    pool = BlockPool(plan.num_blocks, plan.block_size, prefix_index=index, order=order)
+    pool = BlockPool(plan.num_blocks, plan.block_size, prefix_index=index, order=order, null_block=plan.has_null_block)
     bounds = SchedulerConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
@@ -177,4 +178,4 @@ def _scheduler(config: EngineConfig, plan: CachePlan, max_num_seqs: int, budget:
         long_prefill_token_threshold=config.long_prefill_token_threshold,
         policy=config.scheduling_policy,
     )
-    return Scheduler(bounds, pool)
+    return Scheduler(bounds, pool, groups=plan.groups)

@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import tiny_checkpoint
+from support.greedy import Driver
 
 from quire import kernels
 from quire.engine.block_pool import BlockPool
+from quire.engine.cache_groups import NULL_BLOCK, group_layers, has_window
 from quire.engine.core import EngineCore
 from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.kv_cache import KVCache
@@ -39,7 +41,14 @@ from quire.engine.scheduler import Scheduler, SchedulerConfig
 from quire.engine.step import NewRow, RowWork, Step
 from quire.engine.step_input import StepInput
 
-FAMILIES = ("llama", "mistral", "gpt2")
+FAMILIES = ("llama", "mistral", "gpt2", "alternating")
+ALTERNATING: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "use_sliding_window": True,
+    "sliding_window": 24,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+}
+"""What makes a tiny Qwen2 one of two cache groups."""
 MAX_MODEL_LEN = 256
 TOLERANCE = 1e-5
 MARGIN = 1e-3
@@ -90,16 +99,13 @@ class Engine:
     """A core on a real model; every slot of the cache holds NaN before it is written."""
 
     def __init__(self, decoder: Decoder, setup: Setup, *, plant: bool = False, faults: Faults = NO_FAULTS) -> None:
-        num_blocks = setup.num_tokens // setup.block_size
-        self.setup = setup
-        self.cache = KVCache(
-            decoder.cache_spec(),
-            CachePlan(num_blocks, setup.block_size, MAX_MODEL_LEN, bytes=0),
-            torch.float32,
-            torch.device("cpu"),
-        )
+        groups = group_layers(decoder.cache_spec())
+        num_blocks = len(groups) * setup.num_tokens // setup.block_size + has_window(groups)
+        plan = CachePlan(num_blocks, setup.block_size, MAX_MODEL_LEN, bytes=0, groups=groups)
+        self.setup, self.first_block = setup, NULL_BLOCK + 1 if plan.has_null_block else 0
+        self.cache = KVCache(decoder.cache_spec(), plan, torch.float32, torch.device("cpu"))
         for tensor in itertools.chain.from_iterable(self.cache.layers):
-            tensor.fill_(math.nan)
+            tensor[self.first_block :] = math.nan
         self.runner = CountingRunner(
             decoder,
             decoder.kernels,
@@ -109,7 +115,7 @@ class Engine:
             block_size=setup.block_size,
             vocab_size=decoder.config.vocab_size,
         )
-        order = list(range(num_blocks))
+        order = list(range(self.first_block, num_blocks))
         if setup.shuffle:
             random.Random(7).shuffle(order)
         index = PrefixIndex(b"secret") if setup.prefix_caching else None
@@ -119,8 +125,8 @@ class Engine:
             max_model_len=MAX_MODEL_LEN,
             long_prefill_token_threshold=setup.chunk,
         )
-        pool = BlockPool(num_blocks, setup.block_size, prefix_index=index, order=order)
-        self.core = EngineCore(Scheduler(config, pool, faults), self.runner)
+        pool = BlockPool(num_blocks, setup.block_size, prefix_index=index, order=order, null_block=plan.has_null_block)
+        self.core = EngineCore(Scheduler(config, pool, faults, groups), self.runner)
         self.plant = plant
         self._clock = itertools.count()
 
@@ -160,10 +166,11 @@ class Engine:
             for work in works:
                 if not done and work.start > 0 and self.runner._rows[work.row].request_id.startswith("subject"):
                     entry = (work.start - 1) // block_size
-                    wrong = (int(table._block_ids[0, work.row, entry]) + 1) % (self.setup.num_tokens // block_size)
+                    right = int(table._block_ids[-1, work.row, entry])
+                    wrong = (right + 1 - self.first_block) % (self.setup.num_tokens // block_size) + self.first_block
                     for tensor in itertools.chain.from_iterable(self.cache.layers):
                         tensor[wrong].normal_()
-                    table._block_ids[0, work.row, entry] = wrong
+                    table._block_ids[-1, work.row, entry] = wrong
                     done = True
             return step_input(works)
 
@@ -172,7 +179,12 @@ class Engine:
 
 @cache
 def load(family: str, folder: Path) -> Decoder:
-    path = STARTER if family == "starter" else tiny_checkpoint(folder, family)
+    if family == "starter":
+        path = STARTER
+    elif family == "alternating":
+        path = tiny_checkpoint(folder, "qwen2", **ALTERNATING)
+    else:
+        path = tiny_checkpoint(folder, family)
     torch.set_num_threads(1)
     return load_model(path, read_model_config(path, family), kernels.select("auto", "cpu"), dtype=torch.float32)
 
@@ -353,16 +365,31 @@ def test_a_pool_that_is_too_small_changes_nothing(tmp_path: Path) -> None:
     assert_same(results, alone(decoder))
 
 
+def test_two_groups_answer_as_one_cache_that_keeps_everything(tmp_path: Path) -> None:
+    """The driver gives every layer the same block table, and lets nothing go: only the masks know of the window."""
+    decoder = load("alternating", tmp_path)
+    engine = Engine(decoder, Setup(block_size=4))
+    assert [(group.window, group.layers) for group in engine.cache.groups] == [(None, (0, 2)), (24, (1, 3))]
+    (keys, _), (other_keys, _) = engine.cache.layers[:2]
+    assert keys.data_ptr() == other_keys.data_ptr(), "one block is as large in both groups"
+    prompts = {f"subject-{count}": (ids(count, count), replace_params(GREEDY, max_tokens=24)) for count in (5, 90)}
+    found = engine.run(prompts)
+    for name, (prompt, params) in prompts.items():
+        tokens, _ = Driver(decoder).generate(prompt, params.max_tokens)
+        assert found[name, 0].tokens == tokens
+
+
 def choices_alone(decoder: Decoder, prompt: list[int], params: SamplingParams) -> Results:
     """Each choice as a row of its own, one after the other, by hand-made steps."""
     engine = Engine(decoder, Setup())
-    num_blocks = -(-(len(prompt) + params.max_tokens) // 16)
+    num_blocks, num_groups = -(-(len(prompt) + params.max_tokens) // 16), len(engine.cache.groups)
     results: Results = {}
     step_ids = itertools.count(1)
     for choice in range(params.n):
-        blocks = tuple(range(choice * num_blocks, (choice + 1) * num_blocks))
+        first = engine.first_block + choice * num_groups * num_blocks
+        blocks = tuple(tuple(range(first + g, first + num_groups * num_blocks, num_groups)) for g in range(num_groups))
         new_row = NewRow(choice, "single", choice, params, pack_ids(prompt), len(prompt))
-        work = [RowWork(choice, 0, len(prompt), (blocks,), (choice,))]
+        work = [RowWork(choice, 0, len(prompt), blocks, (choice,))]
         work += [RowWork(choice, len(prompt) + i, 1, (), (choice,)) for i in range(params.max_tokens - 1)]
         result = results["subject", choice] = Result([], [], [], 0, "length")
         for each in work:

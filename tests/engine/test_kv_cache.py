@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from quire.engine import kv_cache
+from quire.engine.cache_groups import group_layers
 from quire.engine.errors import CapacityError
 from quire.engine.kv_cache import KVCache
 from quire.engine.models.config import CacheSpec
-from quire.engine.plan import CachePlan
+from quire.engine.plan import CachePlan, block_bytes
 
 GIB = 1 << 30
 BYTES = 1 << 20
@@ -29,6 +30,21 @@ def test_tensors_are_apart_zero_and_of_the_right_shape(is_small: bool) -> None:
     for number, tensor in enumerate(tensors):
         tensor.fill_(number + 1)
     assert [tensor.unique().tolist() for tensor in tensors] == [[1], [2], [3], [4]]
+
+
+def test_layers_in_the_same_place_of_their_groups_share_memory() -> None:
+    specs = [CacheSpec(2, 8, window) for window in (None, 24, 24, None, 24)]
+    groups = group_layers(specs)
+    plan = CachePlan(5, 4, max_model_len=16, bytes=0, groups=groups)
+    cache = KVCache(specs, plan, torch.float32, torch.device("cpu"))
+    assert [group.layers for group in groups] == [(0, 3), (1, 2), (4,)]
+    assert block_bytes(specs, 4, 4) * 5 == sum(tensor.nbytes for pair in cache.stripes for tensor in pair)
+    places = {layer: keys.data_ptr() for layer, (keys, _) in enumerate(cache.layers)}
+    assert places[0] == places[1] == places[4] != places[2] == places[3]
+    assert cache.by_layer(["full", "window", "rest"]) == ["full", "window", "window", "full", "rest"]
+    cache.layers[1][0][3] = 1.0
+    assert cache.layers[0][0][3].eq(1).all()
+    assert cache.layers[0][0].sum() == 4 * 2 * 8
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOMEM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
+from quire.engine.cache_groups import group_layers
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
 from quire.engine.hardware import Hardware
@@ -47,6 +49,20 @@ def test_number_of_blocks(fields: dict[str, Any], available: int, num_blocks: in
     assert (plan.num_blocks, plan.bytes, plan.max_model_len) == (num_blocks, num_blocks * BYTES, 1024)
     assert plan.num_tokens == num_blocks * 16
     assert plan.max_concurrency == num_blocks / 64
+
+
+@pytest.mark.parametrize(
+    ("windows", "num_groups", "null"), [((None, None), 1, 0), ((24, 24), 1, 1), ((None, 24), 2, 1)]
+)
+def test_each_group_has_blocks_of_its_own(windows: tuple[int | None, ...], num_groups: int, null: int) -> None:
+    groups = group_layers([CacheSpec(2, 8, window) for window in windows])
+    plan = plan_cache(wish(groups=groups), BYTES, 64 * GIB)
+    assert plan.num_blocks == 8 * 64 * num_groups + null, "what 8 sequences of 1024 can use"
+    assert (plan.num_tokens, plan.max_concurrency, plan.blocks_of(17)) == (8 * 1024, 8, 2 * num_groups)
+    exact = wish(groups=groups, num_blocks=64 * num_groups + null)
+    assert plan_cache(exact, BYTES, 64 * GIB).num_tokens == 1024
+    with pytest.raises(CapacityError, match="lower --max-model-len to 1008 at most"):
+        plan_cache(dataclasses.replace(exact, num_blocks=64 * num_groups + null - 1), BYTES, 64 * GIB)
 
 
 @pytest.mark.parametrize(
