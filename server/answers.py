@@ -39,7 +39,8 @@ class DelayAnswer(Struct, frozen=True):
 
 
 class TimingsAnswer(Struct, frozen=True, kw_only=True):
-    """Where the time of a call went; the parts add up to `total_ms`. The engine's are `quire.engine.ledger`'s."""
+    """Where the time of a call went; the parts add up to `total_ms`, but for rounding. The engine's are
+    `quire.engine.ledger`'s."""
 
     queue_ms: float
     prefill_ms: float
