@@ -191,6 +191,31 @@ def test_ready_tells_the_facts(folder: Path) -> None:
     assert not core.has_work()
 
 
+@pytest.mark.parametrize(("family", "num_groups"), [("mistral", 1), ("qwen2", 2)])
+def test_layers_with_a_window_let_go_of_blocks_that_others_need(family: str, num_groups: int, tmp_path: Path) -> None:
+    """Four long answers at once in a cache that could not hold all their blocks; nobody is preempted."""
+    windows = {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2}
+    overrides = {"sliding_window": 24, "num_hidden_layers": 4} | (windows if family == "qwen2" else {})
+    folder = tiny_checkpoint(tmp_path, family, **overrides)
+    # Of 208 tokens: 13 blocks in each group, of which a window of 24 keeps 3.
+    num_blocks = 4 * (13 * (num_groups - 1) + 3) + 5
+    core, ready = build_engine(configuration(folder, max_model_len=208, num_blocks_override=num_blocks + 4))
+    assert ready.num_cache_groups == num_groups
+    params = SamplingParams(temperature=0, max_tokens=188)
+    for number in range(4):
+        core.add(Add(str(number), pack_ids([5 + number] * 20), params), 0.0)
+    used = 0
+    while core.has_work():
+        core.step(lambda: 0.0)
+        used = max(used, core.statistics().num_used_blocks)
+    assert core.statistics().num_preemptions == 0
+    assert used <= num_blocks
+    assert core.check() == ()
+    runner = core._runner
+    assert isinstance(runner, ModelRunner)
+    assert not any(tensor[0].any() for pair in runner._cache.layers for tensor in pair), "the null block is written"
+
+
 @pytest.mark.parametrize(
     ("fields", "kind"),
     [

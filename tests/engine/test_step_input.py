@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.engine.cache_groups import CacheGroup
 from quire.engine.messages import pack_ids
 from quire.engine.step import RowWork
 from quire.engine.step_input import RowTable
@@ -59,6 +60,35 @@ def test_equals_the_slow_way(step: tuple[int, list[tuple[list[int], list[int], R
     for (_, blocks, _), seq_len, row in zip(rows, seq_lens, plan.block_tables.tolist(), strict=True):
         used = -(-seq_len // block_size)
         assert row[:used] == blocks[:used]
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps(), st.lists(st.sampled_from([None, 1, 3, 16, 100]), min_size=1, max_size=3))
+def test_each_group_has_its_table_and_reads_null_behind_its_window(
+    step: tuple[int, list[tuple[list[int], list[int], RowWork]]], windows: list[int | None]
+) -> None:
+    block_size, rows = step
+    table = RowTable(8, MAX_TOKENS, block_size, [CacheGroup(window) for window in windows])
+    for tokens, blocks, work in rows:
+        table.create(work.row, pack_ids(tokens))
+        table.append_blocks(work.row, [[block_id + group for block_id in blocks] for group in range(len(windows))])
+    plans = table.step_input([work for _, _, work in rows]).plans
+    for group, (window, plan) in enumerate(zip(windows, plans, strict=True)):
+        slots = []
+        for (_, blocks, work), row in zip(rows, plan.block_tables.tolist(), strict=True):
+            end = work.start + work.num_tokens
+            first = 0 if window is None else max(0, work.start - window + 1)
+            expected = [blocks[i] + group if (i + 1) * block_size > first else 0 for i in range(-(-end // block_size))]
+            assert row[: len(expected)] == expected
+            slots += [(blocks[p // block_size] + group) * block_size + p % block_size for p in range(work.start, end)]
+        assert plan.slot_mapping.tolist() == slots
+
+
+def test_block_ids_for_another_number_of_groups() -> None:
+    table = RowTable(1, 8, 1, [CacheGroup(), CacheGroup(3)])
+    for block_ids in [[(1,)], [(1,), (2,), (3,)], [(1, 2), (3,)]]:
+        with pytest.raises(ValueError, match=r"cache groups|inhomogeneous|broadcast"):
+            table.append_blocks(0, block_ids)
 
 
 def test_slots_beyond_int32() -> None:
