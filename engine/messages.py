@@ -208,7 +208,7 @@ class CacheReport(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     position: int
     """Of the first token that is not like any cached prompt's, as far as is known."""
     neighbour_token_ids: tuple[int, ...] = ()
-    """diverged: what the most similar cached prompt of the same salt has from `position` on, to the end of its block."""
+    """diverged: what the most similar cached prompt of the same salt has from `position` to the end of its block."""
 
 
 class OutputRow(msgspec.Struct, array_like=True):
