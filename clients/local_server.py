@@ -14,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from quire.clients.client import Client
+import httpx
+
 from quire.clients.terminal import CommandFailed
+from quire.clients.transport import blocking_transport, settings
 
 STARTER = "starter"
 """The name of the model that ships with Quire."""
@@ -51,17 +53,17 @@ class LocalServer:
             preexec_fn=_end_with_parent(),
         )
 
-    def wait_ready(self, waiting: Callable[[float], None] = lambda seconds: None) -> None:
-        """Until it accepts requests; `waiting` hears every moment for how many seconds that has taken."""
+    def wait_ready(self, waiting: Callable[[float, str], None] = lambda seconds, stage: None) -> None:
+        """Until it accepts requests; `waiting` hears how many seconds that has taken, and what the server is at."""
         begun = time.monotonic()
-        with Client(self.url, timeout=5.0) as client:
-            while not client.ready():
+        with httpx.Client(**settings(self.url, None, 5.0), transport=blocking_transport(self.url)) as http:
+            while (stage := _stage(http)) is not None:
                 seconds = time.monotonic() - begun
                 if self._process.poll() is not None:
                     raise CommandFailed(f"the server did not start: {self._last_words()}", self._process.returncode)
                 if seconds > START_SECONDS:
                     raise CommandFailed(f"the server is not ready after {START_SECONDS:.0f} s: {self._last_words()}")
-                waiting(seconds)
+                waiting(seconds, stage)
                 time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
@@ -89,6 +91,16 @@ class LocalServer:
         lines = self._output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return (errors or lines)[-1]
+
+
+def _stage(http: httpx.Client) -> str | None:
+    """What the server is at while it loads, as far as it says; None when it accepts requests."""
+    try:
+        if http.get("/ready").status_code == 200:
+            return None
+        return str(http.get("/health").json().get("stage", ""))
+    except httpx.HTTPError:
+        return ""
 
 
 def _end_with_parent() -> Callable[[], None]:

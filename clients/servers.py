@@ -53,7 +53,11 @@ def running_or_own(base_url: str | None, api_key: str | None, model: str | None)
 def own(model: str | None) -> Iterator[Server]:
     """A server of our own, for this command alone; a terminal is told how long it takes to load."""
     with StatusLine(sys.stderr) as status, LocalServer(model) as server:
-        server.wait_ready(lambda seconds: status.show(f"loading {_called(model)} ... {seconds:.0f} s"))
+
+        def tell(seconds: float, stage: str) -> None:
+            status.show(f"loading {_called(model)} ... {seconds:.0f} s{f' ({stage})' if stage else ''}")
+
+        server.wait_ready(tell)
         status.clear()
         yield Server(server.url, None, None)
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import NoReturn, Self, TextIO
 
 USAGE = 2
+_FALLBACK_COLUMNS = 80
 
 
 class CommandFailed(Exception):
@@ -60,6 +61,14 @@ def dim(text: str, stream: TextIO | None = None) -> str:
     return f"\033[2m{text}\033[0m" if colours(stream or sys.stderr) else text
 
 
+def columns_of(stream: TextIO) -> int:
+    """The width of the terminal at this moment."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _FALLBACK_COLUMNS
+    except (OSError, ValueError):
+        return _FALLBACK_COLUMNS
+
+
 def piped_text() -> str:
     """All of stdin when it is no terminal, without the white space around it. Raises CommandFailed unless UTF-8."""
     if sys.stdin.isatty():
@@ -80,7 +89,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Replace the line."""
         if text != self._shown and self._stream.isatty() and os.environ.get("TERM") != "dumb":
-            self._stream.write(f"\r\033[K{dim(text, self._stream)}")
+            self._stream.write(f"\r\033[K{dim(text[: columns_of(self._stream) - 1], self._stream)}")
             self._stream.flush()
             self._shown = text
 

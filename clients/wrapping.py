@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Callable
 from typing import TextIO
 
+from quire.clients.terminal import columns_of
+
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _TAB = 8
-_FALLBACK_COLUMNS = 80
 
 
 def printable(text: str) -> str:
@@ -23,14 +23,6 @@ def width_of(character: str) -> int:
     if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Me", "Mn"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def columns_of(stream: TextIO) -> int:
-    """The width of the terminal at this moment."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or _FALLBACK_COLUMNS
-    except (OSError, ValueError):
-        return _FALLBACK_COLUMNS
 
 
 class Wrapper:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from quire.server.edge import new_request_id
 from quire.server.errors import unavailable
 from quire.server.exchange import JSON, Exchange, Receive, Scope, Send
@@ -14,10 +16,10 @@ _ALIVE = ("/health", "/livez")
 
 
 class Gate:
-    """An ASGI app that hands everything to another one as soon as there is one."""
+    """An ASGI app that hands everything to another one as soon as there is one; `stage` says what is done before."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, stage: Callable[[], str] = lambda: "") -> None:
+        self._limits, self._stage = limits, stage
         self._app: App | None = None
 
     def open(self, app: App) -> None:
@@ -32,6 +34,7 @@ class Gate:
             exchange = Exchange(scope, receive, send, self._limits)
             exchange.extra_headers.append((b"x-request-id", new_request_id()))
             if scope["path"].removeprefix(scope.get("root_path", "")) in _ALIVE:
-                await exchange.respond(200, b'{"status":"ok","engine":"loading","restarts":0}', JSON)
+                alive = {"status": "ok", "engine": "loading", "restarts": 0, "stage": self._stage()}
+                await exchange.respond(200, msgspec.json.encode(alive), JSON)
             else:
                 await exchange.respond_error(unavailable("model_loading", "The model is still loading.", 2))

@@ -62,10 +62,11 @@ def _resolve(settings: ServerSettings, name_or_path: str, progress: LoadProgress
 
 
 class LoadProgress:
-    """A line on a terminal that says how far loading is; nothing where output is no terminal."""
+    """A line on a terminal that says how far loading is; nothing where output is no terminal. `stage` is its text."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self.stage = ""
         self._shown = out.isatty()
         self._open = False
 
@@ -84,6 +85,7 @@ class LoadProgress:
             self._open = False
 
     def _show(self, text: str) -> None:
+        self.stage = text
         if self._shown:
             self._out.write(f"\r\x1b[K{text}")
             self._out.flush()

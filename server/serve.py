@@ -84,8 +84,8 @@ class _Life:
     def __init__(self, settings: ServerSettings, listener: socket.socket) -> None:
         self.settings, self.listener = settings, listener
         self.limits = Limits()
-        self.gate = Gate(self.limits)
         self.progress = LoadProgress(sys.stderr)
+        self.gate = Gate(self.limits, lambda: self.progress.stage)
         self.engine: AsyncEngine | None = None
         self.service: Service | None = None
         self.worker: TextWorker | None = None

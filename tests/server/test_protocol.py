@@ -254,11 +254,13 @@ async def test_streamed_chunks_over_the_wire(engine: StubEngine) -> None:
 
 async def test_gate_answers_before_there_is_an_application(engine: StubEngine) -> None:
     limits = Limits()
-    gate = Gate(limits)
+    gate = Gate(limits, lambda: "Downloading model.safetensors: 25%")
     async with serving(gate, limits) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert (await read_answer(reader))[0] == 200
+        status, _, body = await read_answer(reader)
+        assert status == 200
+        assert json.loads(body)["stage"] == "Downloading model.safetensors: 25%"
         writer.write(request(ASK))
         status, headers, body = await read_answer(reader)
         assert (status, json.loads(body)["error"]["code"]) == (503, "model_loading")

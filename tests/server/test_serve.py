@@ -106,6 +106,7 @@ def test_progress_shows_on_terminals_only(is_terminal: bool) -> None:
     out = Terminal(is_terminal)
     progress = LoadProgress(out)  # type: ignore[arg-type]
     progress.download("model.safetensors", 1, 4)
+    assert progress.stage == "Downloading model.safetensors: 25%"
     progress.load(Progress("weights", 1, 2))
     progress.close()
     assert ("25%" in out.text) is is_terminal
