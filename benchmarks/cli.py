@@ -8,6 +8,9 @@ from quire.clients.terminal import USAGE, CommandFailed, nearest
 
 KINDS = {
     "serve": "quire.benchmarks.serve",
+    "offline": "quire.benchmarks.offline",
+    "startup": "quire.benchmarks.startup",
+    "study": "quire.benchmarks.studies.run",
 }
 """Kind to the module whose `main(words)` runs it and returns the exit code."""
 
@@ -20,6 +23,9 @@ _HELP = """\
 usage: quire bench KIND [flags]
 
   serve    load a running server (any that speaks OpenAI's API, or Ollama); --verify compares every answer
+  offline  throughput without a server
+  startup  from `quire serve` to the first token
+  study    the figures of docs/benchmarks.md: what the cache and the batching are worth
 
 `quire bench KIND --help` lists the flags."""
 

@@ -29,10 +29,18 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def connect() -> aiohttp.ClientSession:
-    """A session without a limit of its own on connections."""
+def connect(address: str) -> tuple[aiohttp.ClientSession, str]:
+    """A session without a limit of its own on connections, and what its URLs begin with.
+
+    `address` is a URL, or unix:PATH for a server that listens on a Unix socket.
+    """
+    connector: aiohttp.BaseConnector
+    if address.startswith("unix:"):
+        connector, address = aiohttp.UnixConnector(address.removeprefix("unix:"), limit=0), "http://localhost"
+    else:
+        connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, sock_connect=_CONNECT_SECONDS)
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, read_bufsize=1 << 20)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=1 << 20), address
 
 
 async def ask(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -38,7 +39,8 @@ def plot_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
         written.append(_latency(last, folder / "latency.png"))
         written.append(_distributions(last, folder / "distributions.png"))
     if len(runs) > 1:
-        written.append(plot_load(runs, folder / "load.png"))
+        points = [load_point(run.rate, run.summary) for run in runs]
+        written.append(plot_load(points, folder / "load.png"))
     return written
 
 
@@ -88,22 +90,44 @@ def distribution(axes: Axes, values: Sequence[float], label: str, colour: int) -
     axes.margins(x=0.12)
 
 
-def plot_load(runs: Sequence[Run], path: Path) -> Path:
+class LoadPoint(msgspec.Struct, frozen=True):
+    """One run, as a point of a curve. Latencies in milliseconds; null where there are none."""
+
+    rate: float
+    """Requests a second: as they were to come, or as they were answered when all came at once."""
+    output_throughput: float
+    """Tokens a second."""
+    ttft_median: float | None
+    ttft_p99: float | None
+    itl_median: float | None
+    itl_p99: float | None
+
+
+def load_point(rate: float, summary: Summary) -> LoadPoint:
+    """What the curve needs of a run."""
+    found = summary.as_json()
+    return LoadPoint(
+        rate if math.isfinite(rate) else found["request_throughput"],
+        found["output_throughput"],
+        *(found[f"{kind}_{name}_ms"] for name in ("ttft", "itl") for kind in ("median", "p99")),
+    )
+
+
+def plot_load(points: Sequence[LoadPoint], path: Path) -> Path:
     """Tokens a second, first tokens and gaps, against the requests a second that were sent."""
-    offered = [run.rate if math.isfinite(run.rate) else run.summary.completed / run.summary.duration for run in runs]
-    order = np.argsort(offered)
-    x = [offered[index] for index in order]
+    points = sorted(points, key=lambda point: point.rate)
+    x = [point.rate for point in points]
     with figure(path, 3, title="Throughput and latency against load", size=(4.6, 3.8)) as (speed, first, gap):
-        line(speed, x, [runs[i].summary.output_tokens / runs[i].summary.duration for i in order], "output", 2)
+        line(speed, x, [point.output_throughput for point in points], "output", 2)
         speed.set(xlabel="requests a second", ylabel="output tokens a second")
-        speed.set_ylim(bottom=0)
         for axes, name, label in ((first, "ttft", "first token (ms)"), (gap, "itl", "gap between tokens (ms)")):
-            values = [runs[index].summary.values[name] or [math.nan] for index in order]
-            line(axes, x, [float(np.median(found)) for found in values], "median", 0)
-            line(axes, x, [float(np.percentile(found, 99)) for found in values], "p99", 1)
+            for colour, kind in enumerate(("median", "p99")):
+                values = [getattr(point, f"{name}_{kind}") for point in points]
+                line(axes, x, [math.nan if value is None else value for value in values], kind, colour)
             axes.set(xlabel="requests a second", ylabel=label)
-            axes.set_ylim(bottom=0)
             axes.legend()
+        for axes in (speed, first, gap):
+            axes.set_ylim(bottom=0)
     return path
 
 

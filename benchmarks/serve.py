@@ -53,9 +53,9 @@ def main(words: list[str]) -> int:
 
 
 async def _main(options: Namespace) -> int:
-    url = protocol.base_url(options.base_url, os.environ)
+    http, url = connect(protocol.base_url(options.base_url, os.environ))
     headers = protocol.authorization(options.api_key, os.environ) | dict(options.header)
-    async with connect() as http:
+    async with http:
         target = await _target(http, url, headers, options)
         warmups, requests = await _requests(http, url, target, options)
         means = await _means(http, target, requests[0]) if options.verify else None

@@ -1,12 +1,11 @@
-"""From `quire serve` to the first streamed token, imports included: what a user waits for.
+"""`quire bench startup`: from `quire serve` to the first streamed token, imports included: what a user waits for.
 
-`python -m quire.benchmarks.startup [MODEL]` starts a server in a process of its own, asks it for one streamed token as
-soon as it accepts requests, and stops it; several times, after one run that warms the file cache.
+A server is started in a process of its own, asked for one streamed token as soon as it accepts requests, and stopped;
+several times, after one run that warms the file cache.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -14,6 +13,7 @@ from time import perf_counter
 
 from quire.clients.client import Client
 from quire.clients.local_server import LocalServer
+from quire.clients.terminal import Parser
 
 
 def measure(model: str | None) -> dict[str, float]:
@@ -27,25 +27,26 @@ def measure(model: str | None) -> dict[str, float]:
         return {"ready": ready, "token": perf_counter() - start}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(words: list[str]) -> int:
     """Print the median and the range of each figure."""
-    parser = argparse.ArgumentParser(prog="quire.benchmarks.startup", description=__doc__)
-    parser.add_argument("model", nargs="?", help="folder or Hugging Face name; default: the starter model")
-    parser.add_argument("--runs", type=int, default=5)
+    parser = Parser(prog="quire bench startup", description="From start to first token.", allow_abbrev=False)
+    parser.add_argument("model", nargs="?", help="folder or Hugging Face name [the starter model]")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="after one that warms the file cache [5]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
+    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
+    options = parser.parse(words)
     measure(options.model)
     runs = [measure(options.model) for _ in range(options.runs)]
     seconds = {name: sorted(run[name] for run in runs) for name in ("ready", "token")}
     if options.json:
-        sys.stdout.write(json.dumps({"model": options.model or "starter", "seconds": seconds}) + "\n")
+        print(json.dumps({"model": options.model or "starter", "seconds": seconds}))
         return 0
-    sys.stdout.write(f"quire serve {options.model or ''}, {options.runs} runs\n")
+    print(f"quire serve {options.model or ''}, {options.runs} runs")
     for name, figures in seconds.items():
         median = statistics.median(figures)
-        sys.stdout.write(f"  to {name:<6}{median:7.2f} s   ({figures[0]:.2f} .. {figures[-1]:.2f})\n")
+        print(f"  to {name:<6}{median:7.2f} s   ({figures[0]:.2f} .. {figures[-1]:.2f})")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The studies behind docs/benchmarks.md: each measures one idea against doing without it, on the same machine."""
