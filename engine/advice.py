@@ -27,7 +27,7 @@ def advise(footprint: Footprint, plan: CachePlan, available_bytes: int, context:
     if fitting >= wanted:
         return f"nothing to change: {min(fitting, limit)} sequences of {context} tokens run at once"
     problem = f"only {fitting} sequence{'s' * (fitting != 1)} of {context} tokens fit{'s' * (fitting == 1)} at once"
-    blocks = wanted * plan.blocks_of(context)
+    blocks = wanted * plan.blocks_held(context) + plan.has_null_block
     rest = int(SPARE * (available_bytes - footprint.weights_bytes - footprint.tables_bytes))
     if blocks * footprint.block_bytes <= rest:
         in_bytes = plan.flag == "--kv-cache-memory-bytes"

@@ -41,13 +41,13 @@ class Efficiency:
 
 CPU_EFFICIENCY = Efficiency(
     weights=0.6,
-    kv=0.05,
+    kv=0.15,
     matmul=0.6,
     attention=0.12,
-    layer_seconds=0.25e-3,
+    layer_seconds=0.4e-3,
     step_seconds=1e-3,
     overlaps=False,
-    source="what PyTorch's operations reached on a 2-core AVX-512 machine",
+    source="rough, from a busy 2-core AVX-512 machine",
 )
 GPU_EFFICIENCY = Efficiency(
     weights=0.7,

@@ -62,16 +62,21 @@ class CachePlan:
 
     @property
     def max_concurrency(self) -> float:
-        """How many sequences of the greatest length fit at once."""
-        return self.concurrency(self.max_model_len)
+        """How many sequences of the greatest length fit at once, before any window has slid past their tokens."""
+        return self.num_usable_blocks / self.blocks_of(self.max_model_len)
 
     def blocks_of(self, num_tokens: int) -> int:
         """Blocks that one sequence of `num_tokens` holds, at most."""
         return len(self.groups) * -(-num_tokens // self.block_size)
 
+    def blocks_held(self, num_tokens: int) -> int:
+        """Blocks that it still holds when it gets its last token: without those that a window has slid past."""
+        through = -(-num_tokens // self.block_size)
+        return sum(through - group.first_block(num_tokens - 1, self.block_size) for group in self.groups)
+
     def concurrency(self, num_tokens: int) -> float:
-        """How many sequences of `num_tokens` fit at once."""
-        return self.num_usable_blocks / self.blocks_of(num_tokens)
+        """How many sequences of `num_tokens` can run at once."""
+        return self.num_usable_blocks / self.blocks_held(num_tokens)
 
     def check_fits(self, available_bytes: int) -> None:
         """Raises CapacityError, naming the flag to change, when the cache is more than there is."""

@@ -111,7 +111,7 @@ def test_predicted_bytes_are_what_the_engine_takes(
     assert found["kv_cache"]["max_model_len"] == ready.max_model_len
     assert found["kv_cache"]["max_num_seqs"] == ready.max_num_seqs
     assert found["model"]["dtype"] == ready.dtype
-    allocated = sum(tensor.nbytes for layer in caches[0].layers for tensor in layer)
+    allocated = sum(tensor.nbytes for stripe in caches[0].stripes for tensor in stripe)
     assert allocated == pytest.approx(ready.kv_cache_bytes, rel=0.03)
 
 
@@ -383,3 +383,14 @@ def test_the_page_in_the_documentation_is_what_is_printed(llama_8b: Path) -> Non
 def test_the_memory_of_this_machine_is_what_is_planned_with(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "available_memory", lambda: 3 * GIB)
     assert plan()[1]["memory"]["total"] == 3 * GIB
+
+
+def test_a_window_makes_room_for_more(llama_8b: Path, plan: Any) -> None:
+    """Mistral's first model forgets what lies 4,096 tokens back."""
+    words = [str(llama_8b), "--device", "h100", "--context", "65536", "--max-num-seqs", "1000"]
+    whole = plan(*words)[1]["loads"][0]
+    mistral = LLAMA_8B | {"architectures": ["MistralForCausalLM"], "sliding_window": 4096, "rope_scaling": None}
+    (llama_8b / "config.json").write_text(json.dumps(mistral))
+    windowed = plan(*words)[1]["loads"][0]
+    assert windowed["concurrency"] == pytest.approx(16 * whole["concurrency"], rel=0.01)
+    assert windowed["itl_alone_ms"] < 0.7 * whole["itl_alone_ms"]

@@ -163,3 +163,22 @@ def test_a_note_says_how_much_more_could_be_had() -> None:
         "there is no memory for more"
         in plan_cache(wish(**vars(asked) | {"num_blocks": 100}), BYTES, 100 * BYTES).notes[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("windows", "num_tokens", "held"),
+    [
+        ((None,), 1024, 64),
+        ((24,), 1024, 2),  # tokens 1000 .. 1023 lie in blocks 62 and 63
+        ((24,), 1009, 3),  # 985 .. 1008: blocks 61, 62 and the first slot of 63
+        ((24,), 20, 2),
+        ((None, 24), 1024, 66),
+    ],
+)
+def test_blocks_that_a_window_has_slid_past_are_not_held(
+    windows: tuple[int | None, ...], num_tokens: int, held: int
+) -> None:
+    groups = group_layers([CacheSpec(2, 8, window) for window in windows])
+    plan = plan_cache(wish(groups=groups), BYTES, 64 * GIB)
+    assert plan.blocks_held(num_tokens) == held
+    assert plan.concurrency(num_tokens) == plan.num_usable_blocks / held
