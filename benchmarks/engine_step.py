@@ -14,9 +14,9 @@ from collections import deque
 from time import perf_counter
 
 from quire.engine.block_pool import BlockPool
+from quire.engine.cache_report import ExplainingIndex
 from quire.engine.core import EngineCore
-from quire.engine.messages import Add, pack_ids
-from quire.engine.prefix_index import PrefixIndex
+from quire.engine.messages import Add, Explain, pack_ids
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.scheduler import Scheduler, SchedulerConfig
 from quire.engine.step import Sampled, SampledRow, Step
@@ -44,11 +44,14 @@ class FreeRunner:
         return Sampled(step.step_id, tuple([SampledRow(row, (7,)) for work in step.work for row in work.samples]))
 
 
-def measure(num_sequences: int, num_steps: int, depth: int) -> list[float]:
-    """Seconds of each of `num_steps` steps in which `num_sequences` sequences decode one token each."""
+def measure(num_sequences: int, num_steps: int, depth: int, explain: bool = False) -> list[float]:
+    """Seconds of each of `num_steps` steps in which `num_sequences` sequences decode one token each.
+
+    With `explain` every request asks for its ledger.
+    """
     max_model_len = PROMPT_TOKENS + num_steps + 64
     num_blocks = num_sequences * (max_model_len // BLOCK_SIZE + 2) * 2
-    pool = BlockPool(num_blocks, BLOCK_SIZE, prefix_index=PrefixIndex(b"benchmark"))
+    pool = BlockPool(num_blocks, BLOCK_SIZE, prefix_index=ExplainingIndex(b"benchmark"))
     config = SchedulerConfig(
         max_num_seqs=num_sequences, max_num_batched_tokens=num_sequences * PROMPT_TOKENS, max_model_len=max_model_len
     )
@@ -56,7 +59,9 @@ def measure(num_sequences: int, num_steps: int, depth: int) -> list[float]:
     params = SamplingParams(max_tokens=max_model_len, stop_token_ids=(2,))
     for index in range(num_sequences):
         prompt = pack_ids([index] * PROMPT_TOKENS)
-        core.add(Add(request_id=f"{index:032x}", prompt_token_ids=prompt, params=params), perf_counter())
+        now = perf_counter()
+        asked = Explain(began=now) if explain else None
+        core.add(Add(request_id=f"{index:032x}", prompt_token_ids=prompt, params=params, explain=asked), now)
     while (outputs := core.step(perf_counter)) is None or len(outputs.rows) < num_sequences:
         pass
     seconds = []
@@ -76,9 +81,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--depth", type=int, default=1)
+    parser.add_argument("--explain", action="store_true", help="every request asks where its time goes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    milliseconds = sorted(1000 * second for second in measure(options.sequences, options.steps, options.depth))
+    milliseconds = sorted(
+        1000 * second for second in measure(options.sequences, options.steps, options.depth, options.explain)
+    )
     figures = {f"p{percent}_ms": milliseconds[len(milliseconds) * percent // 100] for percent in (50, 90, 99)}
     if options.json:
         facts = {"sequences": options.sequences, "steps": options.steps, "depth": options.depth}

@@ -53,12 +53,12 @@ class Told(NamedTuple):
     @property
     def difference(self) -> float:
         """Between the parts and their total."""
-        return abs(sum(self.timings[part] for part in PARTS) - self.timings["total_ms"])
+        return abs(sum(float(self.timings[part]) for part in PARTS) - float(self.timings["total_ms"]))
 
     @property
     def unexplained(self) -> float:
         """What the client measured beyond the total."""
-        return float(self.client_ms - self.timings["total_ms"])
+        return self.client_ms - float(self.timings["total_ms"])
 
 
 def bodies(count: int, max_tokens: int, seed: int) -> list[dict[str, Any]]:
