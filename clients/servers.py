@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from types import FrameType
 
 from quire.clients import protocol
 from quire.clients.client import Client
-from quire.clients.errors import ClientError, ConnectionFailed
+from quire.clients.errors import ClientError, ConnectionFailed, NotFound, Unavailable
 from quire.clients.local_server import STARTER, LocalServer
 from quire.clients.terminal import StatusLine, dim
 from quire.clients.transport import is_local
+from quire.clients.types import Model
 
 _PATIENCE = 5
 """Attempts after the first, at a server that is full, loading or restarting."""
@@ -31,10 +33,33 @@ class Server:
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """A client that knows which model it asks for, so that no answer's clock counts the question."""
+        """A client that knows which model it asks for, so that no answer's clock counts the question.
+
+        A server that loads or restarts is waited for, and a terminal is told so.
+        """
+        models = self._models()
         with Client(self.url, api_key=self.api_key, model=self.model, max_retries=_PATIENCE) as client:
-            client.model = client.model or protocol.first_model(client.models())
+            client.model = client.model or protocol.first_model(models)
             yield client
+
+    def _models(self) -> list[Model]:
+        with StatusLine(sys.stderr) as status:
+
+            def wait(seconds: float) -> None:
+                status.show(f"waiting for {self.url} ...")
+                time.sleep(seconds)
+
+            with Client(self.url, api_key=self.api_key, max_retries=_PATIENCE, sleep=wait) as client:
+                while True:
+                    try:
+                        return client.models()
+                    except Unavailable as error:
+                        if error.code not in ("model_loading", "engine_restarting"):
+                            raise
+                    except NotFound:
+                        if self.model is None:
+                            raise
+                        return []
 
 
 @contextmanager

@@ -67,6 +67,16 @@ def test_a_refusal_is_one_line_and_exit_1(
     assert capsys.readouterr().err == "error: max_tokens: at most 7\n"
 
 
+def test_a_server_that_loads_is_waited_for(
+    server: ScriptedServer, piped: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped("")
+    server.num_loading = 12
+    assert cli.main(["chat", "-q", "hi", "--model", "other"]) == 0
+    assert capsys.readouterr() == ("fine, thanks \n", "")
+    assert (server.num_loading, server.bodies[0]["model"]) == (0, "other")
+
+
 USAGE = [
     (["serv"], "unknown command serv; did you mean serve?"),
     (["zzz"], "unknown command zzz; `quire --help` lists the commands"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,6 +21,8 @@ class ScriptedServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.refusal: tuple[int, dict[str, Any]] | None = None
         self.finish_reason = "stop"
+        self.num_loading = 0
+        """How many questions for the models find them loading."""
         self.go_on = threading.Event()
         """Answers wait for it after their first word."""
         self.go_on.set()
@@ -35,6 +38,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The version, or the models."""
+        if self.path == "/v1/models" and self.server.num_loading:
+            self.server.num_loading -= 1
+            self._begin(503, "application/json", {"Retry-After": "0"})
+            self.wfile.write(b'{"error": {"message": "The model is still loading.", "code": "model_loading"}}')
+            return
         answers = {"/version": {"version": "0"}, "/v1/models": {"data": [{"id": "scripted"}]}}
         self._begin(200, "application/json")
         self.wfile.write(json.dumps(answers[self.path]).encode())
@@ -59,9 +67,10 @@ class Handler(BaseHTTPRequestHandler):
         self._frame({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(words)}})
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def _begin(self, status: int, kind: str) -> None:
+    def _begin(self, status: int, kind: str, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        for name, value in {"Content-Type": kind, **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
 
     def _frame(self, chunk: Any) -> None:
