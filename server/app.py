@@ -54,11 +54,12 @@ def create_app(
             handler, access=access, methods=methods, keys=service.keys, limits=limits, on_error=_count(service)
         )
 
-    for path, handler, access, method in _table(service):
+    table = _table(service)
+    for path, handler, access, method in table:
         app.router.routes.append(Route(path, endpoint(handler, access, method)))
     for path in NOT_BUILT:
         app.router.routes.append(Route(path, endpoint(_refuse_not_built(path), Access.KEY)))
-    app.router.default = endpoint(_unknown_url, Access.KEY)
+    app.router.default = endpoint(_refuse_unknown([path for path, *_ in table if "{" not in path]), Access.KEY)
     app.add_middleware(
         Edge,
         limits=limits,
@@ -108,5 +109,9 @@ def _refuse_not_built(path: str) -> Handler:
     return refuse
 
 
-async def _unknown_url(exchange: Exchange) -> None:
-    raise ApiError("unknown_url", f"Unknown URL {quoted(exchange.scope['path'])}; GET / names the routes.")
+def _refuse_unknown(paths: list[str]) -> Handler:
+    async def refuse(exchange: Exchange) -> None:
+        text = f"Unknown URL {quoted(exchange.scope['path'])}; this server answers to {', '.join(paths)}."
+        raise ApiError("unknown_url", text)
+
+    return refuse

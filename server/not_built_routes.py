@@ -28,8 +28,8 @@ NOT_BUILT: dict[str, str] = {
     "/api/generate": _OLLAMA,
     "/api/embed": _OLLAMA,
     "/tokenizer_info": "not built yet; /tokenize and /detokenize are",
-    "/docs": "API pages are not built yet; / names the routes",
-    "/openapi.json": "an OpenAPI description is not built yet; / names the routes",
+    "/docs": "API pages are not built yet; docs/api.md names the routes",
+    "/openapi.json": "an OpenAPI description is not built yet; docs/api.md names the routes",
     "/debug": "the debug routes are not built yet; /load and /metrics have figures",
 }
 """Path to reason."""

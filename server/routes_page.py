@@ -70,7 +70,7 @@ class PageRoutes:
         """GET /playground/NAME: one of the files that the page is made of."""
         asset = self.assets.get(exchange.path_params["name"])
         if asset is None:
-            raise ApiError("unknown_url", f"Unknown URL {quoted(exchange.scope['path'])}; GET / names the routes.")
+            raise ApiError("unknown_url", f"Unknown URL {quoted(exchange.scope['path'])}; the page has no such file.")
         await _send(exchange, asset)
 
 

@@ -84,7 +84,8 @@ async def test_unknown_url(http: httpx.AsyncClient, path: str) -> None:
 async def test_unknown_url_names_the_path(http: httpx.AsyncClient) -> None:
     error = (await http.post("/v1/nope", json={})).json()["error"]
     assert error["code"] == "unknown_url"
-    assert "/v1/nope" in error["message"]
+    assert '"/v1/nope"' in error["message"]
+    assert "/v1/chat/completions, /v1/completions," in error["message"], "what it might have been"
 
 
 async def test_method(http: httpx.AsyncClient) -> None:
