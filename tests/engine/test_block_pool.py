@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from quire.engine.block_pool import BlockPool
+from quire.engine.cache_groups import NULL_BLOCK
 from quire.engine.prefix_index import PrefixIndex, Scope
 
 BLOCK_SIZE = 2
@@ -21,19 +22,25 @@ class PoolAgainstModel(RuleBasedStateMachine):
     """Tables of random prompts, shared where they are cached; the model is a list of free blocks and two dicts."""
 
     hash_bits = 128
+    num_groups = 1
+    """Cache groups; with more than one there is a null block."""
 
     def __init__(self) -> None:
         super().__init__()
         self.index = PrefixIndex(b"secret", self.hash_bits)
-        self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE, prefix_index=self.index, order=ORDER)
-        self.tables: list[tuple[list[int], list[int]]] = []
-        self.free = list(ORDER)
-        self.cached: dict[tuple[int, ...], int] = {}
-        """Whole prefix -> block."""
-        self.pinned: list[int] = []
+        self.num_null = int(self.num_groups > 1)
+        self.free = [block_id for block_id in ORDER if block_id != NULL_BLOCK or not self.num_null]
+        self.pool = BlockPool(
+            NUM_BLOCKS, BLOCK_SIZE, prefix_index=self.index, order=self.free.copy(), null_block=self.num_null > 0
+        )
+        self.tables: list[tuple[list[int], list[int], int]] = []
+        """Blocks, tokens, cache group."""
+        self.cached: dict[tuple[int, tuple[int, ...]], int] = {}
+        """Group and whole prefix -> block."""
+        self.pinned: list[int] = [NULL_BLOCK] * self.num_null
 
     def _references(self, block_id: int) -> int:
-        return sum(table.count(block_id) for table, _ in self.tables) + self.pinned.count(block_id)
+        return sum(table.count(block_id) for table, _, _ in self.tables) + self.pinned.count(block_id)
 
     def _free(self, block_id: int) -> None:
         if self._references(block_id) == 0:
@@ -46,16 +53,17 @@ class PoolAgainstModel(RuleBasedStateMachine):
             keys.append(self.index.key(parent, tokens[start : start + BLOCK_SIZE], Scope()))
         return keys
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9))
-    def admit(self, tokens: list[int]) -> None:
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9), group=st.integers(0, 2))
+    def admit(self, tokens: list[int], group: int) -> None:
         """A new table: the cached prefix, then blocks from the head of the free list."""
+        group %= self.num_groups
         readable = (len(tokens) - 1) // BLOCK_SIZE
-        hit = self.pool.find_prefix(self._keys(tokens, readable))
+        hit = self.pool.find_prefix(self._keys(tokens, readable), group)
         expected = []
         for end in range(BLOCK_SIZE, readable * BLOCK_SIZE + 1, BLOCK_SIZE):
-            if tuple(tokens[:end]) not in self.cached:
+            if (group, tuple(tokens[:end])) not in self.cached:
                 break
-            expected.append(self.cached[tuple(tokens[:end])])
+            expected.append(self.cached[group, tuple(tokens[:end])])
         assert hit == expected
         needed = -(-len(tokens) // BLOCK_SIZE) - len(hit)
         free = [block_id for block_id in self.free if block_id not in hit]
@@ -67,18 +75,20 @@ class PoolAgainstModel(RuleBasedStateMachine):
         assert fresh == free[:needed]
         self.free = free[needed:]
         self.cached = {prefix: block_id for prefix, block_id in self.cached.items() if block_id not in fresh}
-        self.tables.append((hit + fresh, tokens))
+        self.tables.append((hit + fresh, tokens, group))
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
         """All full blocks of a table may be found; duplicates stay private."""
-        table, tokens = data.draw(st.sampled_from(self.tables))
+        table, tokens, group = data.draw(st.sampled_from(self.tables))
         full = len(tokens) // BLOCK_SIZE
         for number, (key, block_id) in enumerate(zip(self._keys(tokens, full), table, strict=False), start=1):
-            prefix = tuple(tokens[: number * BLOCK_SIZE])
-            taken = self.index.holder(key.hash) is not None
-            self.pool.publish(block_id, key)
+            if block_id in self.pinned[: self.num_null]:
+                continue
+            prefix = group, tuple(tokens[: number * BLOCK_SIZE])
+            taken = self.index.holder(key.hash, group) is not None
+            self.pool.publish(block_id, key, group)
             if not taken and block_id not in self.cached.values():
                 self.cached[prefix] = block_id
 
@@ -87,11 +97,11 @@ class PoolAgainstModel(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         """A table ends."""
         position = data.draw(st.integers(0, len(self.tables) - 1))
-        table, _ = self.tables.pop(position)
+        table, _, _ = self.tables.pop(position)
         self.pool.release(table)
         for number in range(len(table) - 1, -1, -1):
             # As if the table shrank from its end.
-            self.tables.append((table[:number], []))
+            self.tables.append((table[:number], [], 0))
             self._free(table[number])
             self.tables.pop()
 
@@ -99,15 +109,29 @@ class PoolAgainstModel(RuleBasedStateMachine):
     @rule(data=st.data())
     def pin(self, data: st.DataObject) -> None:
         """A step in flight holds a block."""
-        table, _ = data.draw(st.sampled_from(self.tables))
-        self.pool.pin(table[0])
-        self.pinned.append(table[0])
+        table, _, _ = data.draw(st.sampled_from(self.tables))
+        self.pool.pin(table[-1])
+        self.pinned.append(table[-1])
 
-    @precondition(lambda self: self.pinned)
+    @precondition(lambda self: self.num_null and self.tables)
+    @rule(data=st.data())
+    def slide(self, data: st.DataObject) -> None:
+        """A window slides past the first blocks of a table, which name the null block from now on."""
+        table, _, _ = data.draw(st.sampled_from(self.tables))
+        start = table.count(NULL_BLOCK)
+        end = data.draw(st.integers(start, max(start, len(table) - 1)))
+        gone = table[start:end]
+        self.pool.release(gone)
+        self.pool.share([NULL_BLOCK] * len(gone))
+        for number in range(end - 1, start - 1, -1):
+            block_id, table[number] = table[number], NULL_BLOCK
+            self._free(block_id)
+
+    @precondition(lambda self: len(self.pinned) > self.num_null)
     @rule()
     def unpin(self) -> None:
         """That step was applied."""
-        block_id = self.pinned.pop(0)
+        block_id = self.pinned.pop(self.num_null)
         self.pool.unpin(block_id)
         self._free(block_id)
 
@@ -124,8 +148,8 @@ class PoolAgainstModel(RuleBasedStateMachine):
         assert [self.pool.references(b) for b in range(NUM_BLOCKS)] == [self._references(b) for b in range(NUM_BLOCKS)]
         assert {b for b in range(NUM_BLOCKS) if self.pool.is_cached(b)} == set(self.cached.values())
         assert self.pool.num_cached == len(self.cached)
-        assert self.pool.num_used == NUM_BLOCKS - len(self.free)
-        assert self.pool.check([table for table, _ in self.tables]) == []
+        assert self.pool.num_used == NUM_BLOCKS - len(self.free) - self.num_null
+        assert self.pool.check([table for table, _, _ in self.tables]) == []
 
 
 class PoolWithCollisions(PoolAgainstModel):
@@ -134,9 +158,16 @@ class PoolWithCollisions(PoolAgainstModel):
     hash_bits = 2
 
 
+class PoolWithGroups(PoolAgainstModel):
+    """Two cache groups that share the blocks and nothing else, and the null block."""
+
+    num_groups = 2
+
+
 TestPoolAgainstModel = PoolAgainstModel.TestCase
 TestPoolWithCollisions = PoolWithCollisions.TestCase
-TestPoolAgainstModel.settings = TestPoolWithCollisions.settings = settings(
+TestPoolWithGroups = PoolWithGroups.TestCase
+TestPoolAgainstModel.settings = TestPoolWithCollisions.settings = TestPoolWithGroups.settings = settings(
     max_examples=70, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )
 

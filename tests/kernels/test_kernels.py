@@ -89,6 +89,27 @@ def test_window_ends_where_it_says(window: int, reference: Kernels, backend: Ker
         assert sees.nonzero().flatten().tolist() == list(range(70, min(70 + window, 200))), kernels.name
 
 
+@pytest.mark.parametrize("window", [1, 16, 40])
+def test_what_lies_behind_the_window_may_be_the_null_block(window: int, backend: Kernels) -> None:
+    """Entries that no query of the step reads name block 0, which holds zeros: not a bit of the answer changes."""
+    problem = make_problem(AttentionCase(((99, 1), (90, 30), (0, 5)), window=window))
+    spare = sorted(set(range(len(problem.k_cache))) - set(problem.plan.block_tables.flatten().tolist()))[0]
+    k_cache, v_cache = (cache.clone() for cache in (problem.k_cache, problem.v_cache))
+    tables, slots = problem.plan.block_tables.clone(), problem.plan.slot_mapping.clone()
+    for cache in (k_cache, v_cache):  # block 0 changes places with one that is in no table
+        cache[spare] = problem.k_cache[0] if cache is k_cache else problem.v_cache[0]
+        cache[0] = 0.0
+    tables[tables == 0] = spare
+    slots[slots < 16] += spare * 16
+    expected = attend(backend, problem)
+    for sequence, start in enumerate((99, 90, 0)):
+        tables[sequence, : max(0, start - window + 1) // 16] = 0
+    assert (tables == 0).any()
+    plan = dataclasses.replace(problem.plan, block_tables=tables, slot_mapping=slots)
+    found = attend(backend, dataclasses.replace(problem, k_cache=k_cache, v_cache=v_cache, plan=plan))
+    assert torch.equal(found, expected)
+
+
 def test_wrong_block_changes_the_answer(backend: Kernels) -> None:
     problem = make_problem(AttentionCase(((63, 1), (63, 1))))
     right = attend(backend, problem)
