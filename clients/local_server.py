@@ -25,6 +25,8 @@ START_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
+_LONGEST_FOLDER = 80
+"""Of 108 bytes that the path of a Unix socket may have."""
 
 
 class LocalServer:
@@ -35,7 +37,10 @@ class LocalServer:
     """
 
     def __init__(self, model: str | None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="quire-")
+        temporary = tempfile.gettempdir()
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="quire-", dir=temporary if len(temporary) < _LONGEST_FOLDER else "/tmp"
+        )
         path = Path(self._folder.name) / "socket"
         self.url = f"unix:{path}"
         named = [] if model in (None, STARTER) else [str(model)]

@@ -181,6 +181,20 @@ def test_a_conversation(server: ScriptedServer, terminal: Callable[..., int]) ->
     ]
 
 
+def test_several_lines_between_quotes(server: ScriptedServer, terminal: Callable[..., int]) -> None:
+    quoted = ['"""one', "", 'two"""', '/set system """be', 'brief"""', '"""in one"""', 'say """ twice', '"""dropped']
+    assert terminal(*quoted, KeyboardInterrupt(), "last") == 0
+    assert contents(server.bodies[0]) == ["one\n\ntwo"]
+    asked = [text for text in contents(server.bodies[-1]) if text != "fine, thanks "]
+    assert asked == ["be\nbrief", "one\n\ntwo", "in one", 'say """ twice', "last"]
+
+
+def test_two_ctrl_c_on_empty_lines_leave(server: ScriptedServer, terminal: Callable[..., int]) -> None:
+    ctrl_c = KeyboardInterrupt()
+    assert terminal(ctrl_c, "one", ctrl_c, ctrl_c, "never asked") == 0
+    assert [contents(body) for body in server.bodies] == [["one"]]
+
+
 def test_a_refusal_does_not_end_a_conversation(
     server: ScriptedServer, terminal: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

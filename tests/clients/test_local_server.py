@@ -8,7 +8,11 @@ import sys
 import uuid
 from pathlib import Path
 
+import pytest
 from support.server import free_port, wait_until
+
+from quire.clients.local_server import LocalServer
+from quire.clients.transport import socket_path
 
 SECONDS = 120.0
 
@@ -43,6 +47,19 @@ def test_a_question_without_a_server_starts_one_and_leaves_none() -> None:
     assert "starting one with the starter model" in answer.stderr
     assert "tokens/s" in answer.stderr
     assert processes(mark) == []
+
+
+def test_a_long_name_of_the_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with LocalServer("/nowhere") as server:
+        path = socket_path(server.url)
+        assert path is not None
+        assert len(path) < 108
+        folder = Path(path).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
 
 
 def test_a_model_that_cannot_be_served_is_said_with_its_exit_code() -> None:
