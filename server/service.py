@@ -195,6 +195,9 @@ def new_id(prefix: str) -> str:
 
 
 def engine_id(answer_id: str, prompt: int) -> str:
-    """What the engine calls a prompt of an answer: its hex digits, so that the client knows the request by them."""
+    """What the engine calls a prompt of an answer: its hex digits, so that the client knows the request by them.
+
+    A prompt's number is added to the first eight, by which the picture of the pool and the ledger name requests.
+    """
     digits = answer_id.rpartition("-")[2]
-    return digits if prompt == 0 else f"{digits[:24]}{prompt:08x}"
+    return f"{(int(digits[:8], 16) + prompt) % (1 << 32):08x}{digits[8:]}"

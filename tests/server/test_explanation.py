@@ -153,7 +153,9 @@ async def test_the_engine_calls_a_request_as_its_client_does(http: httpx.AsyncCl
     answer = (await http.post(COMPLETIONS, json={"model": "stub", "prompt": ["one", "two"]})).json()
     digits = answer["id"].removeprefix("cmpl-")
     names = [request.request_id for request in engine.requests]
-    assert names == [digits, digits[:24] + "00000001"]
+    assert names[0] == digits
+    assert int(names[1][:8], 16) == (int(digits[:8], 16) + 1) % 2**32
+    assert names[1][8:] == digits[8:]
 
 
 @pytest.mark.parametrize(
