@@ -97,6 +97,7 @@ class Ledger:
                 del self._accounts[row.request_id, row.choice]
         if not self._accounts:
             self._neighbours.clear()
+            self._work = None
 
     def _take_apart(self, flight: Flight) -> _Work:
         if self._work is None or self._work[0] is not flight:

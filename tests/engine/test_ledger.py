@@ -82,6 +82,7 @@ def test_the_entries_add_up_to_the_whole(
             assert timings.ended <= bench.now
     assert not bench.core._ledger._accounts, "an account stays open"
     assert not bench.core._ledger._neighbours
+    assert bench.core._ledger._work is None
 
 
 def test_a_request_alone_computes_its_prompt_and_then_decodes() -> None:
