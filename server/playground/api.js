@@ -115,7 +115,7 @@ export async function* events(response) {
   const parser = new EventParser();
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await next(reader);
       if (done) return;
       yield* parser.push(decoder.decode(value, { stream: true }));
     }
@@ -124,26 +124,26 @@ export async function* events(response) {
   }
 }
 
-/**
- * One streamed chat. Calls `onChunk(chunk)` for each chunk, in order; throws ApiError for a refusal and for an error
- * inside the stream, AbortError after `signal`.
- */
-export async function streamChat(body, { signal, onChunk }) {
-  const response = await ask("v1/chat/completions", { body, signal });
-  let complete = false;
+async function next(reader) {
   try {
-    for await (const data of events(response)) {
-      if (data === "[DONE]") {
-        complete = true;
-        break;
-      }
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(chunk.error.message, { code: chunk.error.code ?? "" });
-      onChunk(chunk);
-    }
+    return await reader.read();
   } catch (error) {
-    if (error.name === "AbortError" || error instanceof ApiError) throw error;
+    if (error.name === "AbortError") throw error;
     throw new ApiError("The connection to the server broke.", { code: "unreachable" });
   }
-  if (!complete) throw new ApiError("The answer ended before its end.", { code: "unreachable" });
+}
+
+/**
+ * One streamed answer of /v1/chat/completions or /v1/completions. Calls `onChunk(chunk)` for each chunk, in order; throws
+ * ApiError for a refusal and for an error inside the stream, AbortError after `signal`.
+ */
+export async function streamEvents(path, body, { signal, onChunk }) {
+  const response = await ask(path, { body, signal });
+  for await (const data of events(response)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(chunk.error.message, { code: chunk.error.code ?? "" });
+    onChunk(chunk);
+  }
+  throw new ApiError("The answer ended before its end.", { code: "unreachable" });
 }

@@ -1,6 +1,6 @@
 // The conversation: its turns, the one answer that is being given, and what can be done to both.
 
-import { streamChat } from "./api.js";
+import { streamEvents } from "./api.js";
 import { Answer, Question } from "./turn.js";
 import { sampling, systemPrompt } from "./parameters.js";
 
@@ -149,7 +149,7 @@ export class Chat {
     answer.begin();
     this.changed();
     const watch = new Stopwatch();
-    const claim = this.claims.open(body.messages.at(-1)?.content ?? "", (hue) => answer.colour(hue));
+    const claim = this.claims.open(body.messages.at(-1)?.content ?? "", { onHue: (hue) => answer.colour(hue) });
     const onChunk = (chunk) => {
       if (controller.signal.aborted) return;
       watch.take(chunk);
@@ -160,7 +160,7 @@ export class Chat {
     };
     const options = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
     try {
-      await streamChat({ ...body, ...options }, { signal: controller.signal, onChunk });
+      await streamEvents("v1/chat/completions", { ...body, ...options }, { signal: controller.signal, onChunk });
     } catch (error) {
       if (error.name === "AbortError") watch.reason = "stopped";
       else answer.fail(error);

@@ -1,43 +1,39 @@
-// Which sequences of the picture belong to requests of this page: by the id of the answer where the engine shows it,
-// else by the number of prompt tokens among those that came after the request was sent.
+// Which sequences of the picture belong to requests of this page: the id of an answer tells.
 
 export class Claims {
   constructor() {
-    this.open_ = new Set();
-    this.known = new Set();
+    this.waiting = new Set();
     this.byId = new Map();
   }
 
-  /** A request is about to be sent. `onHue(hue)` hears the colour of its sequence, once it is found. */
-  open(text, onHue = () => {}) {
+  /**
+   * A request is about to be sent; `prompt` is the number of its prompt in the call. Give the claim the chunks of the
+   * answer. `onHue(hue)` hears the colour of its sequence, once that is found.
+   */
+  open(text, { onHue = () => {}, prompt = 0 } = {}) {
     const claim = {
       text,
       onHue,
-      answerId: null,
-      promptTokens: null,
-      older: new Set(this.known),
-      sequence: null,
+      start: null,
       take: (chunk) => {
-        claim.answerId ??= chunk.id ?? null;
-        claim.promptTokens ??= chunk.usage?.prompt_tokens ?? null;
+        claim.start ??= chunk.id ? sequenceStart(chunk.id, prompt) : null;
       },
       close: () => {
-        this.open_.delete(claim);
+        this.waiting.delete(claim);
       },
     };
-    this.open_.add(claim);
+    this.waiting.add(claim);
     return claim;
   }
 
   /** A frame has come: find what can be found. */
   match(pool) {
-    this.known = new Set(pool.sequences.map((sequence) => sequence.id));
-    for (const id of this.byId.keys()) if (!this.known.has(id)) this.byId.delete(id);
-    for (const claim of this.open_) {
-      if (claim.sequence !== null) continue;
-      const found = pool.sequences.find((sequence) => !this.byId.has(sequence.id) && belongs(claim, sequence));
+    const present = new Set(pool.sequences.map((sequence) => sequence.id));
+    for (const id of this.byId.keys()) if (!present.has(id)) this.byId.delete(id);
+    for (const claim of this.waiting) {
+      const found = pool.sequences.find((sequence) => sequence.id.split("/")[0] === claim.start);
       if (!found) continue;
-      claim.sequence = found.id;
+      this.waiting.delete(claim);
       this.byId.set(found.id, claim);
       claim.onHue(pool.hues.of(found.id));
     }
@@ -49,8 +45,8 @@ export class Claims {
   }
 }
 
-function belongs(claim, sequence) {
-  const start = sequence.id.split("/")[0];
-  if (claim.answerId?.endsWith(`-${start}`) || claim.answerId?.includes(`-${start}`)) return true;
-  return claim.promptTokens === sequence.prompt && !claim.older.has(sequence.id);
+/** How the picture names a prompt of an answer: the first eight hex digits of its id, plus the prompt's number. */
+function sequenceStart(answerId, prompt) {
+  const digits = answerId.slice(answerId.lastIndexOf("-") + 1, answerId.lastIndexOf("-") + 9);
+  return ((parseInt(digits, 16) + prompt) % 2 ** 32).toString(16).padStart(8, "0");
 }

@@ -1,6 +1,9 @@
 // "Fill the pool": eight requests that begin alike, so that one picture shows continuous batching and prefix sharing.
+//
+// A browser opens six connections to a server and no more, so eight streamed chats would not run at once. The prompts are
+// made by /tokenize, and seven of them travel as one /v1/completions, which are seven requests to the engine.
 
-import { streamChat } from "./api.js";
+import { ask, streamEvents } from "./api.js";
 
 /** How every one of them begins: the blocks of this are computed once. */
 const BEGINNING = [
@@ -12,14 +15,14 @@ const BEGINNING = [
 ];
 
 const QUESTIONS = [
-  ["Write a short story about a fox and a lantern.", 0.8],
-  ["Write a short story about a sailor and a map.", 0.8],
-  ["Tell me a story about a baker and a stone.", 0.8],
-  ["Write a short story about a girl and a kite.", 0.8],
-  ["Tell me a short story about an owl and a key.", 0.8],
-  ["What is 47 + 35?", 0],
-  ["Count from 1 to 20.", 0],
-  ["Write a short story about a bear and a boat.", 0.8],
+  "Write a short story about a fox and a lantern.",
+  "Write a short story about a sailor and a map.",
+  "Tell me a story about a baker and a stone.",
+  "Write a short story about a girl and a kite.",
+  "Tell me a short story about an owl and a key.",
+  "What is 47 + 35?",
+  "Count from 1 to 20.",
+  "Write a short story about a bear and a boat.",
 ];
 
 /** Runs the eight; one demonstration at a time. `onChange(left)` hears how many are still running. */
@@ -39,53 +42,59 @@ export class Demonstration {
     this.controller?.abort();
   }
 
-  /** Start; ends with the last answer. Throws the first refusal. */
+  /** Start; ends with the last answer, or when stopped. Throws the first refusal. */
   async run() {
     const controller = new AbortController();
+    const { signal } = controller;
     this.controller = controller;
-    let left = QUESTIONS.length;
-    this.onChange(left);
-    // The first goes ahead by one token: from then on the others find the beginning in the cache.
-    let ahead;
-    const begun = new Promise((resolve) => (ahead = resolve));
-    const ask = async ([question, temperature], place) => {
-      if (place > 0) await begun;
-      try {
-        await this.ask(question, temperature, controller.signal, ahead);
-      } finally {
-        ahead();
-        left -= 1;
-        this.onChange(left);
-      }
-    };
+    this.left = QUESTIONS.length;
+    this.onChange(this.left);
     try {
-      const results = await Promise.allSettled(QUESTIONS.map(ask));
-      const failed = results.find(({ status, reason }) => status === "rejected" && reason.name !== "AbortError");
-      if (failed) throw failed.reason;
+      const prompts = await Promise.all(QUESTIONS.map((question) => this.tokenize(question, signal)));
+      // The first goes ahead by one token: from then on the others find the beginning in the cache.
+      let begin;
+      const begun = new Promise((resolve) => (begin = resolve));
+      const first = this.ask(prompts.slice(0, 1), signal, begin).finally(begin);
+      const others = begun.then(() => this.ask(prompts.slice(1), signal));
+      await Promise.all([first, others]);
+    } catch (error) {
+      controller.abort();
+      if (error.name !== "AbortError") throw error;
     } finally {
       this.controller = null;
       this.onChange(0);
     }
   }
 
-  async ask(question, temperature, signal, onFirst) {
-    const claim = this.claims.open(question);
+  async tokenize(question, signal) {
+    const messages = [...BEGINNING, { role: "user", content: question }];
+    const response = await ask("tokenize", { body: { model: this.model(), messages }, signal });
+    return { question, tokens: (await response.json()).tokens };
+  }
+
+  async ask(prompts, signal, onFirst = () => {}) {
+    const claims = prompts.map(({ question }, prompt) => this.claims.open(question, { prompt }));
     const body = {
       model: this.model(),
-      messages: [...BEGINNING, { role: "user", content: question }],
+      prompt: prompts.map(({ tokens }) => tokens),
       max_tokens: 256,
-      temperature,
+      temperature: 0.6,
       stream: true,
-      stream_options: { include_usage: true, continuous_usage_stats: true },
     };
     const onChunk = (chunk) => {
-      claim.take(chunk);
       onFirst();
+      for (const claim of claims) claim.take(chunk);
+      for (const choice of chunk.choices ?? []) {
+        if (!choice.finish_reason) continue;
+        claims[choice.index].close();
+        this.left -= 1;
+        this.onChange(this.left);
+      }
     };
     try {
-      await streamChat(body, { signal, onChunk });
+      await streamEvents("v1/completions", body, { signal, onChunk });
     } finally {
-      claim.close();
+      for (const claim of claims) claim.close();
     }
   }
 }

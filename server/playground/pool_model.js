@@ -112,7 +112,13 @@ export class Pool {
   }
 
   heldBy(sequence, index) {
+    if (!this.hasOneTable(sequence)) return this.blockSize;
     return Math.min(Math.max(sequence.computed - index * this.blockSize, 0), this.blockSize);
+  }
+
+  /** Whether the place in the table tells the positions: not so when a model has several tables, one after the other. */
+  hasOneTable(sequence) {
+    return (sequence.blocks.length - 2) * this.blockSize < sequence.tokens;
   }
 
   /** One block in words, for the tooltip: {title, lines}. */
@@ -126,6 +132,7 @@ export class Pool {
       return { title, lines: ["Cached: nobody uses it, its content is kept for the next equal beginning."] };
     }
     const lines = owners.slice(0, 6).map(({ sequence, index }) => {
+      if (!this.hasOneTable(sequence)) return sequence.id;
       const first = index * this.blockSize;
       const held = this.heldBy(sequence, index);
       const range = held ? `positions ${first} to ${first + held - 1}` : "reserved, nothing computed yet";

@@ -41,10 +41,10 @@ export class PoolPanel {
 
   take(frame) {
     this.pool.apply(frame, performance.now());
+    this.onFrame(this.pool);
     this.canvas.update();
     this.rows.update();
     this.showFigures();
-    this.onFrame(this.pool);
   }
 
   highlight(ids) {

@@ -46,6 +46,11 @@ export class PoolRows {
   }
 }
 
+/** Tokens of the answer so far; `tokens` counts those of the prompt as well. */
+function generated({ tokens, prompt }) {
+  return Math.max(0, tokens - prompt);
+}
+
 class Row {
   constructor(id, onHover) {
     this.name = el("span", { class: "row-name" });
@@ -75,21 +80,21 @@ class Row {
     paint(this.root, pool.hues.of(sequence.id));
     setText(this.name, name ?? "");
     const cached = sequence.cached ? ` (${grouped(sequence.cached)} cached)` : "";
-    const counts = `${grouped(sequence.prompt)}${cached} + ${grouped(sequence.tokens)}`;
+    const counts = `${grouped(sequence.prompt)}${cached} + ${grouped(generated(sequence))}`;
     setText(this.count, waiting ? `waiting, ${grouped(sequence.prompt)} tokens` : counts);
     this.showBar(sequence, name);
     this.showChips(sequence, pool);
   }
 
   showBar(sequence, name) {
-    const { prompt, tokens, computed, cached, max_tokens: most } = sequence;
+    const { prompt, computed, cached, max_tokens: most } = sequence;
     const whole = Math.max(1, prompt + most);
     const share = (part) => `${(100 * Math.max(0, part)) / whole}%`;
     this.cached.style.width = share(Math.min(cached, prompt));
     this.prompt.style.width = share(Math.min(computed, prompt) - Math.min(cached, prompt));
-    this.generated.style.width = share(tokens);
+    this.generated.style.width = share(generated(sequence));
     this.bar.setAttribute("aria-valuemax", String(whole));
-    this.bar.setAttribute("aria-valuenow", String(Math.min(computed, prompt) + tokens));
+    this.bar.setAttribute("aria-valuenow", String(Math.min(computed, prompt) + generated(sequence)));
     this.bar.setAttribute("aria-label", `${name ?? sequence.id}: prompt and generated tokens`);
     this.bar.title = `${computed} positions computed; at most ${prompt} + ${most} tokens`;
   }

@@ -1,6 +1,6 @@
 // The subscription to GET /playground/pool: open only while somebody looks, opened again when it breaks.
 
-import { access, ask, events } from "./api.js";
+import { ApiError, access, ask, events } from "./api.js";
 
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 8000;
@@ -59,7 +59,6 @@ export class PoolStream {
         clearTimeout(watchdog);
         watchdog = setTimeout(() => controller.abort(), SILENCE);
         const frame = JSON.parse(data);
-        if (frame.error) throw new Error(frame.error.message);
         this.pause = FIRST_PAUSE;
         this.onState("live", "");
         this.onFrame(frame);
@@ -67,6 +66,7 @@ export class PoolStream {
     } catch (error) {
       failure = error.name === "AbortError" ? "The stream went silent." : error.message;
       this.refused = error.status === 401;
+      if (error.name !== "AbortError" && !(error instanceof ApiError)) reportError(error);
     } finally {
       clearTimeout(watchdog);
     }

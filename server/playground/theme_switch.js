@@ -1,6 +1,6 @@
 // Light or dark: the system's preference until the reader chooses; the choice is remembered.
 
-import { byId, setText } from "./dom.js";
+import { byId } from "./dom.js";
 
 const system = matchMedia("(prefers-color-scheme: dark)");
 
@@ -13,8 +13,8 @@ function isDark() {
 export function watchTheme(onChange) {
   const button = byId("theme");
   const show = () => {
-    setText(button, isDark() ? "Light" : "Dark");
     button.title = isDark() ? "Switch to the light theme" : "Switch to the dark theme";
+    button.setAttribute("aria-label", button.title);
     onChange();
   };
   button.addEventListener("click", () => {
