@@ -204,7 +204,7 @@ def describe(verdict: Verdict) -> str:
     """A headline, then the differences and failures, at most a screenful of them."""
     lines = [
         f"Verified {verdict.compared} answers against solo runs, by {verdict.by}: "
-        f"{len(verdict.mismatches)} mismatches, {len(verdict.near_ties)} near ties"
+        f"{_number(verdict.mismatches, 'mismatch', 'es')}, {_number(verdict.near_ties, 'near tie', 's')}"
         + (f", {len(verdict.not_compared)} not compared" if verdict.not_compared else "")
     ]
     if not verdict.salted:
@@ -215,6 +215,10 @@ def describe(verdict: Verdict) -> str:
             lines.append(f"  and {len(differences) - _SHOWN} more")
     lines += [f"  not compared: {reason}" for reason in verdict.not_compared[:_SHOWN]]
     return "\n".join(lines)
+
+
+def _number(items: Sequence[object], name: str, plural: str) -> str:
+    return f"{len(items)} {name}{plural * (len(items) != 1)}"
 
 
 def _one(found: Difference) -> str:

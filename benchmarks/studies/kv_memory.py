@@ -8,6 +8,7 @@ length if an oracle knew it.
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import msgspec
@@ -81,7 +82,7 @@ def measure(settings: Settings) -> Result:
     allocated = {
         "longest possible": float((MAX_LEN * outputs).sum()),
         "next power of two": float((powers * outputs).sum()),
-        "final length, by an oracle": float((final * outputs).sum()),
+        "final length, if known": float((final * outputs).sum()),
         "blocks of 16": allocated_by_blocks(prompts, outputs, 16),
     }
     longest = allocated["longest possible"]
@@ -98,7 +99,7 @@ def measure(settings: Settings) -> Result:
 def draw(result: Result, path: Path) -> None:
     """Waste by scheme, and by block size."""
     with figure(path, 2, title="KV memory that is allocated and holds nothing", size=(5.6, 4.2)) as (left, right):
-        names = [scheme.name.replace(" ", "\n", 1) for scheme in result.schemes]
+        names = [textwrap.fill(scheme.name, 12) for scheme in result.schemes]
         bars(left, names, [100 * scheme.waste for scheme in result.schemes], (5, 5, 5, 0), " %")
         left.set(ylabel="% of allocated memory", title="by way of allocating")
         sizes = [str(size) for size, _ in result.by_block_size]
