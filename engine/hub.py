@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,23 +24,35 @@ LEFT_OUT = ("*/*", "consolidated*.safetensors")
 
 
 def download(
-    name: str, revision: str | None, download_dir: str | None, progress: Callable[[str, int, int], None]
+    name: str,
+    revision: str | None,
+    download_dir: str | None,
+    progress: Callable[[str, int, int], None],
+    inspect: Callable[[Path], object],
 ) -> Path:
     """The snapshot of a hub name in the cache, complete.
 
-    `progress` hears (name, bytes done, bytes in all). Raises ModelError when the hub does not know the name or the
+    `progress` hears (name, bytes done, bytes in all). `inspect` sees the folder when it holds config.json and, unless
+    it raises, the rest is fetched. Raises ModelError when the hub does not know the name or the
     revision, wants an agreement, or is out of reach and the cache does not hold the model.
     """
     bar = type("Bar", (_ProgressBar,), {"report": staticmethod(partial(progress, name))})
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=download_dir,
-            allow_patterns=list(DOWNLOADED),
-            ignore_patterns=list(LEFT_OUT),
-            tqdm_class=bar,
+
+    def fetch(patterns: Sequence[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=download_dir,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(LEFT_OUT),
+                tqdm_class=bar,
+            )
         )
+
+    try:
+        inspect(fetch(("config.json",)))
+        return fetch(DOWNLOADED)
     except errors.GatedRepoError:
         why, fix = "the hub wants an agreement for it", "accept it on the model's page and set HF_TOKEN"
     except errors.RevisionNotFoundError:
@@ -52,8 +64,6 @@ def download(
         fix = "check HF_ENDPOINT, HF_HUB_OFFLINE and the network, or give a local folder"
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         why, fix = str(error).splitlines()[0][:200] if str(error) else type(error).__name__, "try again"
-    else:
-        return Path(folder)
     raise ModelError(name, "download failed", "config.json", why, fix)
 
 

@@ -40,11 +40,13 @@ def resolve_model(
     revision: str | None = None,
     download_dir: str | None = None,
     progress: DownloadProgress = lambda name, done, total: None,
+    inspect: Callable[[Path], object] = lambda folder: None,
     allow_symlinks: bool = False,
 ) -> Path:
     """The folder of a model: an existing path, or else the snapshot of a hub name, downloaded if need be.
 
-    A path never asks the hub. `progress` hears (what, bytes done, bytes in all). HF_ENDPOINT, HF_HUB_OFFLINE,
+    A path never asks the hub. `progress` hears (what, bytes done, bytes in all); `inspect` sees a snapshot that holds
+    config.json before its weights are downloaded, and may end that by raising. HF_ENDPOINT, HF_HUB_OFFLINE,
     HF_HUB_CACHE and HF_TOKEN count. Raises ModelError (M01-M03, M22; unknown name; hub out of reach).
     """
     path = Path(name_or_path).expanduser()
@@ -62,7 +64,7 @@ def resolve_model(
         )
     from quire.engine.hub import download  # loads the hub's library, which a local folder does not need
 
-    return download(name_or_path, revision, download_dir, progress)
+    return download(name_or_path, revision, download_dir, progress, inspect)
 
 
 def find_cached(name: str, *, revision: str | None = None, download_dir: str | None = None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -12,6 +12,7 @@ from quire.engine.hardware import Hardware, available_memory, count_cores
 from quire.engine.messages import Progress, Ready
 from quire.engine.model_folder import STARTER, GenerationDefaults, read_generation_config, resolve_model
 from quire.engine.models.architectures import read_model_config
+from quire.engine.models.config import ModelConfig
 from quire.engine.plan import PROCESS_BYTES, fit, footprint_of
 from quire.engine.tokenizer import Tokenizer
 from quire.server.settings import ServerSettings
@@ -34,15 +35,20 @@ class LoadedModel:
 def find_model(settings: ServerSettings, progress: LoadProgress) -> LoadedModel:
     """Find or download the model and read its tokenizer. Blocks; raises ModelError.
 
-    What does not fit into memory is refused here already (CapacityError), before an engine is started for it; settings
-    that do not go with the model too (UsageError).
+    What does not fit into memory is refused here already (CapacityError), before its weights are downloaded and an
+    engine is started for it; settings that do not go with the model too (UsageError).
     """
+
+    def inspect(folder: Path) -> ModelConfig:
+        config = read_model_config(folder, name)
+        footprint = footprint_of(settings.to_engine_config(folder, None), config, Hardware(count_cores()))
+        fit(footprint, max(0, available_memory() - PROCESS_BYTES))
+        return config
+
     name = settings.model or "starter"
-    folder = STARTER if settings.model is None else _resolve(settings, settings.model, progress)
+    folder = STARTER if settings.model is None else _resolve(settings, name, progress, inspect)
     logger.info("Model %s", name)
-    config = read_model_config(folder, name)
-    footprint = footprint_of(settings.to_engine_config(folder, None), config, Hardware(count_cores()))
-    fit(footprint, max(0, available_memory() - PROCESS_BYTES))
+    config = inspect(folder)
     defaults = read_generation_config(folder)
     tokenizer = Tokenizer.from_folder(
         folder if settings.tokenizer is None else _resolve(settings, settings.tokenizer, progress),
@@ -55,9 +61,18 @@ def find_model(settings: ServerSettings, progress: LoadProgress) -> LoadedModel:
     return LoadedModel(folder, tokenizer, defaults)
 
 
-def _resolve(settings: ServerSettings, name_or_path: str, progress: LoadProgress) -> Path:
+def _resolve(
+    settings: ServerSettings,
+    name_or_path: str,
+    progress: LoadProgress,
+    inspect: Callable[[Path], object] = lambda folder: None,
+) -> Path:
     return resolve_model(
-        name_or_path, revision=settings.revision, download_dir=settings.download_dir, progress=progress.download
+        name_or_path,
+        revision=settings.revision,
+        download_dir=settings.download_dir,
+        progress=progress.download,
+        inspect=inspect,
     )
 
 

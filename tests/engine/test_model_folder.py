@@ -273,14 +273,20 @@ def test_symbolic_links(tmp_path: Path) -> None:
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 RESOLVE = """
+import os
 import sys
 from quire.engine.errors import ModelError
 from quire.engine.model_folder import resolve_model
 heard = []
+
+def inspect(folder):
+    if os.environ.get("REFUSE"):
+        raise ModelError("tiny", "refused", "config.json", " ".join(sorted(os.listdir(folder))), "none")
+
 for name, revision in (argument.split("@") for argument in sys.argv[2:]):
     try:
         options = {"revision": revision or None, "download_dir": sys.argv[1]}
-        print(resolve_model(name, progress=lambda *bytes: heard.append(bytes), **options))
+        print(resolve_model(name, progress=lambda *bytes: heard.append(bytes), inspect=inspect, **options))
     except ModelError as error:
         print(error)
 print(heard[-1] if heard else None)
@@ -309,6 +315,9 @@ def test_hub(tmp_path: Path) -> None:
     (model / "onnx" / "config.json").write_text("{}")
     cache = tmp_path / "cache"
     with stub_hub({"quire/tiny": model}) as hub:
+        refused, _ = resolve_in_a_process(hub.url, tmp_path / "other", "quire/tiny@", REFUSE="1")
+        assert "refused (config.json): config.json; fix" in refused, "nothing else is there yet"
+        assert not any("model.safetensors" in call for call in hub.asked)
         names = ("quire/tiny@", "quire/nothing@", "quire/tiny@no-such-branch")
         folder, unknown, revision, progress = resolve_in_a_process(hub.url, cache, *names)
         asked = list(hub.asked)
