@@ -142,7 +142,8 @@ class PoolWatch:
         if begin < self._due:
             return None
         frame = self._pictures.take(begin)
-        self._due = begin + max(INTERVAL_SECONDS, (clock() - begin) / MAX_SHARE)
+        pause = 0.0 if frame is None else INTERVAL_SECONDS
+        self._due = begin + max(pause, (clock() - begin) / MAX_SHARE)
         return frame
 
     def _end(self) -> None:

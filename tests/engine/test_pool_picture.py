@@ -248,3 +248,14 @@ def test_frames_are_rare_and_rarer_where_they_are_dear(bench: Bench, cost: float
             times.append(clock.now)
     assert times[0] - begin >= pause
     assert times[0] - begin <= pause + 3 * cost + 0.02
+
+
+def test_what_begins_after_a_silence_is_shown_at_once(bench: Bench) -> None:
+    clock = Clock()
+    watch = PoolWatch(pictures(bench))
+    watch.renew(1000.0, clock.now)
+    assert watch.look(clock) is not None
+    clock.now += INTERVAL_SECONDS
+    assert watch.look(clock) is None
+    bench.add("a", prompt(3), max_tokens=60)
+    assert watch.look(clock) is not None
