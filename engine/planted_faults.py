@@ -6,7 +6,7 @@
     forward.hang     token    a forward pass over this token id never returns
     forward.kill     token    a forward pass over this token id ends the process at once
     forward.sleep    seconds  every forward pass takes so much longer
-    table.wrong      number   in a step of so many sequences, or more, the second reads the first one's first block
+    table.wrong      number   in a step of so many sequences, or more, all read the first block of the first one
 
 In production the dictionary is empty and nothing here runs.
 """
@@ -81,7 +81,7 @@ class FaultyModel:
 
 
 def _with_a_wrong_block(plan: AttentionPlan) -> AttentionPlan:
-    """The plan in which the second sequence reads the first block of the first."""
+    """The plan in which every sequence reads the first block of the first."""
     tables = plan.block_tables.clone()
-    tables[1, 0] = tables[0, 0]
+    tables[1:, 0] = tables[0, 0]
     return dataclasses.replace(plan, block_tables=tables)

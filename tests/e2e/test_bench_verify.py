@@ -45,7 +45,7 @@ def test_a_wrong_block_id_is_caught(tmp_path: Path) -> None:
         code, text, found = bench(server, tmp_path, "--random-prefix-len", "0")
     assert code == 1
     assert (found["completed"], found["failed"]) == (8, 0)
-    assert len(found["verify"]["mismatches"]) >= 1
+    assert len(found["verify"]["mismatches"]) >= 3
     assert re.search(r"mismatch: request \d+, token \d+: \d+ under load, \d+ '.*' alone \(margin [\d.e-]+\)", text), (
         text
     )
