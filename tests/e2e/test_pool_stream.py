@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -65,3 +66,12 @@ def test_watching_an_answer(starter: ServerProcess, client: openai.OpenAI) -> No
             assert len(set(lengths)) >= 2, "it was seen to grow"
             assert not any(references for _, references, _ in blocks.values())
             assert any(cached for _, _, cached in blocks.values())
+
+
+def test_a_watcher_does_not_hold_up_the_end() -> None:
+    with ServerProcess() as server, httpx.stream("GET", server.url + "/playground/pool", timeout=30) as response:
+        stream = frames(response)
+        assert next(stream)["kind"] == "full"
+        server.process.send_signal(signal.SIGTERM)
+        assert list(stream) == [], "the stream ends, and is not cut off"
+        assert server.process.wait(20) == 0
