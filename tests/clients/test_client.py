@@ -23,6 +23,7 @@ from quire.clients import (
     Unavailable,
     Usage,
 )
+from quire.clients.transport import settings
 
 Handler = Callable[[httpx.Request], httpx.Response]
 CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n'
@@ -305,3 +306,20 @@ def test_a_key_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
             client.models()
         assert seen == ["Bearer sentinel-key"]
         assert "sentinel" not in repr(caught.value) + repr(client)
+
+
+@pytest.mark.parametrize(
+    ("url", "verify", "trust_env", "sent_to"),
+    [
+        ("http://127.0.0.1:8000", False, False, "http://127.0.0.1:8000"),
+        ("unix:/run/quire.sock", False, False, "http://localhost"),
+        ("https://localhost:8000", True, False, "https://localhost:8000"),
+        ("https://example.org", True, True, "https://example.org"),
+        ("http://example.org", True, True, "http://example.org"),
+    ],
+)
+def test_certificates_are_checked_wherever_there_may_be_any(
+    url: str, verify: bool, trust_env: bool, sent_to: str
+) -> None:
+    found = settings(url, None, 600.0)
+    assert (found["verify"], found["trust_env"], found["base_url"]) == (verify, trust_env, sent_to)
