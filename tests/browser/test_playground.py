@@ -193,7 +193,7 @@ def test_the_picture_shows_the_blocks_of_a_sequence(page: Any, served: ServedPla
     page.hover("#pool-canvas", position={"x": 6, "y": 6})
     page.wait_for_selector("#pool-tooltip >> text=positions 0 to 15")
     assert "lit" in page.get_attribute("#sequences .row", "class")
-    page.press("body", "Escape")
+    page.click("#stop")
     served.release()
     page.wait_for_selector("#sequences-empty")
     assert colour(page, 0) == free

@@ -6,7 +6,7 @@
 It speaks the real messages over the in-memory transport, on the test's own event loop. `script(add, choice)` gives the
 tokens of each choice. One step gives one token to each running choice; steps follow each other as long as there is work
 and `running` is set: `hold()` stops them, `step()` does one by hand, `release()` lets them go on. While
-somebody watches the pool, each step is followed by a frame, in which every 16 tokens of a choice have a block.
+somebody watches the pool, a frame follows each step and each cancel, in which every 16 tokens of a choice have a block.
 """
 
 from __future__ import annotations
@@ -266,6 +266,8 @@ class FakeEngine:
             case Cancel(request_id, choice, _):
                 for key in [k for k in self.sequences if k[0] == request_id and choice in (None, k[1])]:
                     del self.sequences[key]
+                if self.watched:
+                    self.show("change")
             case Query(query_id, _):
                 ids = tuple({request_id for request_id, _ in self.sequences})
                 line.send(Answer(query_id, self._statistics(), request_ids=ids))

@@ -13,7 +13,8 @@ def any_word(world: World) -> str:
     """A word that may never have named a tool before, so that tool names are copied and not remembered."""
     while True:
         word = world.pick(common_words()) if world.chance(0.6) else world.invented(1, 3).lower()
-        if word not in world.held.tool_nouns and word not in world.held.tool_attributes:
+        forbidden = {*world.held.tool_nouns, *world.held.tool_attributes}
+        if word not in forbidden and word.capitalize() not in world.forbidden_words:
             return word
 
 
