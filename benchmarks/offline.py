@@ -125,7 +125,7 @@ async def _requests(llm: LLM, options: Namespace) -> list[Request]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="quire bench offline", description="Throughput without a server.", allow_abbrev=False)
+    parser = Parser("bench offline", "Throughput without a server.")
     parser.add_argument("--model", metavar="MODEL", help="folder or Hugging Face name [the starter model]")
     data = parser.add_argument_group("prompts")
     data.add_argument("--dataset-name", choices=("random", "sharegpt", "custom"), default="random", help="[random]")
@@ -154,5 +154,4 @@ def _parser() -> Parser:
     engine.add_argument("--enable-prefix-caching", action=BooleanOptionalAction)
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
-    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
     return parser

@@ -10,7 +10,7 @@ from typing import Any
 
 from quire.benchmarks import backends, datasets
 from quire.benchmarks.metrics import METRICS
-from quire.clients.terminal import USAGE, CommandFailed, Parser
+from quire.clients.terminal import USAGE, CommandFailed, Parser, add_server_flags
 
 
 def parse(words: Sequence[str]) -> Namespace:
@@ -27,7 +27,7 @@ def parse(words: Sequence[str]) -> Namespace:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="quire bench serve", description="A load test of a running server.", allow_abbrev=False)
+    parser = Parser("bench serve", "A load test of a running server.")
     _server_flags(parser)
     _dataset_flags(parser)
     load = parser.add_argument_group("load")
@@ -63,16 +63,12 @@ def _parser() -> Parser:
 
 def _server_flags(parser: Parser) -> None:
     server = parser.add_argument_group("server")
-    server.add_argument(
-        "--base-url", metavar="URL", help="[QUIRE_BASE_URL, OPENAI_BASE_URL, else this machine's port 8000]"
-    )
+    add_server_flags(server)
     server.add_argument("--backend", choices=backends.NAMES, default="openai", help="[openai]")
     server.add_argument("--endpoint", metavar="PATH", help="[the backend's own]")
     server.add_argument("--model", metavar="NAME", help="[the first that the server names]")
     server.add_argument("--tokenizer", metavar="PATH", help="model folder or tokenizer.json [the server's /tokenize]")
-    server.add_argument("--api-key", metavar="KEY", help="better given as QUIRE_API_KEY or OPENAI_API_KEY")
     server.add_argument("--header", type=_header, nargs="+", default=[], metavar="NAME=VALUE", help="sent along")
-    server.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
 
 
 def _dataset_flags(parser: Parser) -> None:

@@ -29,11 +29,10 @@ def measure(model: str | None) -> dict[str, float]:
 
 def main(words: list[str]) -> int:
     """Print the median and the range of each figure."""
-    parser = Parser(prog="quire bench startup", description="From start to first token.", allow_abbrev=False)
+    parser = Parser("bench startup", "From start to first token.")
     parser.add_argument("model", nargs="?", help="folder or Hugging Face name [the starter model]")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="after one that warms the file cache [5]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
     options = parser.parse(words)
     measure(options.model)
     runs = [measure(options.model) for _ in range(options.runs)]

@@ -22,7 +22,7 @@ from quire.clients.batch_lines import Request, Result, answered, failed, read_re
 from quire.clients.batch_output import Output
 from quire.clients.errors import ClientError, ConnectionFailed, StatusError, TimedOut
 from quire.clients.servers import Server, ended_by_signals, running_or_own
-from quire.clients.terminal import USAGE, CommandFailed, Parser
+from quire.clients.terminal import USAGE, CommandFailed, Parser, add_server_flags
 from quire.clients.transport import async_transport, request, settings, transport_failure
 
 ANSWER_SECONDS = 3600.0
@@ -199,18 +199,14 @@ def _only_model(requests: list[Request]) -> str | None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="quire batch", description=__doc__, allow_abbrev=False)
+    parser = Parser("batch", __doc__)
     parser.add_argument("-i", "--input", metavar="FILE", required=True, help="requests, one a line; - is stdin")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="results, one a line; - is stdout")
     parser.add_argument("--resume", action="store_true", help="leave out lines that have their result in the output")
     parser.add_argument("--keep-order", action="store_true", help="write results in the order of the input")
     parser.add_argument("--max-concurrency", type=int, default=16, metavar="N", help="requests at a time [16]")
-    parser.add_argument(
-        "--base-url", metavar="URL", help="a running server [QUIRE_BASE_URL, OPENAI_BASE_URL, port 8000]"
-    )
-    parser.add_argument("--api-key", metavar="KEY", help="better given as QUIRE_API_KEY or OPENAI_API_KEY")
+    add_server_flags(parser)
     parser.add_argument(
         "--model", metavar="NAME", help="for lines that name none, and to serve where no server runs [what lines name]"
     )
-    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
     return parser

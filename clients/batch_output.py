@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -87,7 +86,5 @@ class Output:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         os.close(self._descriptor)

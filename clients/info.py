@@ -19,9 +19,8 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_
 
 def main(command: str, arguments: list[str]) -> int:
     """Print the facts; --json for programs."""
-    parser = Parser(prog=f"quire {command}", description=__doc__, allow_abbrev=False)
+    parser = Parser(command, __doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
     options = parser.parse(arguments)
     facts = collect()
     if options.json:
@@ -70,19 +69,21 @@ def _machine() -> dict[str, Any]:
 def _kernels() -> dict[str, Any]:
     import torch
 
+    from quire.engine.config import EngineConfig
     from quire.engine.hardware import count_cores
     from quire.engine.model_folder import STARTER
     from quire.engine.models.architectures import read_model_config
-    from quire.engine.resolve import choose_dtype
+    from quire.engine.precision import choose_precision
     from quire.kernels import select
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    _, reason = choose_dtype(read_model_config(STARTER, "starter"), "auto", "cpu")
+    config = EngineConfig(model=str(STARTER), model_name="starter")
+    precision = choose_precision(read_model_config(STARTER, "starter"), config, "cpu")
     return {
         "device": "cpu" if gpu == "none" else "cpu (the GPU kernels are not built yet)",
         "gpu": gpu,
         "kernels": f"{select('auto', 'cpu').name}, {count_cores()} threads",
-        "dtype of the starter": reason,
+        "dtype of the starter": precision.reason,
     }
 
 

@@ -71,12 +71,11 @@ def _parser(command: str) -> Parser:
     from quire.engine.devices import GPUS
 
     parser = Parser(
-        prog=f"quire {command}",
+        command,
+        f"{__doc__} MODEL: a folder, a config.json, a hub name in the cache, or starter.",
         usage=f"quire {command} [MODEL] [flags] [flags of quire serve]",
-        description=f"{__doc__} MODEL: a folder, a config.json, a hub name in the cache, or starter.",
         epilog="The flags of `quire serve` count too: --dtype, --kv-cache-memory-bytes, --block-size, --max-num-seqs, "
         "--max-num-batched-tokens, --max-model-len. Exit codes: 0, 2 usage, 3 model, 5 it does not fit.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--device",

@@ -76,12 +76,11 @@ def _is_folder_of_model(word: str) -> bool:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="quire run", description=__doc__, allow_abbrev=False, usage="quire run [flags] [MODEL] [PROMPT]"
-    )
+    parser = Parser("run", __doc__, usage="quire run [flags] [MODEL] [PROMPT]")
     parser.add_argument("words", nargs="*", metavar="MODEL PROMPT", help="in this order; see above for one alone")
     parser.add_argument("--model", metavar="NAME", help="the model, so that any argument is the prompt")
     parser.add_argument("--base-url", metavar="URL", help="ask a running server, for MODEL, instead of starting one")
+    parser.add_argument("--api-key", metavar="KEY", help="of that server; better given as QUIRE_API_KEY")
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     add_flags(parser)
     return parser

@@ -9,7 +9,7 @@ from typing import Any
 from quire.clients.conversation import converse
 from quire.clients.reply import Reply, Talk
 from quire.clients.servers import Server, ended_by_signals, running_or_own
-from quire.clients.terminal import USAGE, CommandFailed, Parser, piped_text
+from quire.clients.terminal import USAGE, CommandFailed, Parser, add_server_flags, piped_text
 
 FIELDS = ("max_tokens", "temperature", "top_p", "seed")
 """The request fields that have a flag."""
@@ -57,25 +57,21 @@ def exit_code(reply: Reply) -> int:
 
 def add_flags(parser: Parser) -> None:
     """The flags that every command has which asks for an answer."""
-    parser.add_argument("--api-key", metavar="KEY", help="better given as QUIRE_API_KEY or OPENAI_API_KEY")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="limit of an answer [the server's]")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy [the model's]")
     parser.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling [the model's]")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
     parser.add_argument("--stats", action="store_true", help="tokens, time to the first, tokens a second, on stderr")
-    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"quire {command}", description=__doc__, allow_abbrev=False)
+    parser = Parser(command, __doc__)
     if command == "complete":
         parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; piped text is appended")
     else:
         parser.add_argument("-q", "--question", metavar="TEXT", help="ask one question; piped text is appended")
         parser.add_argument("--system", metavar="TEXT", help="the system message")
-    parser.add_argument(
-        "--base-url", metavar="URL", help="a running server [QUIRE_BASE_URL, OPENAI_BASE_URL, port 8000]"
-    )
+    add_server_flags(parser)
     parser.add_argument("--model", metavar="NAME", help="what to ask for, or to serve where no server runs")
     add_flags(parser)
     return parser

@@ -7,8 +7,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from types import TracebackType
-from typing import NoReturn, Self, TextIO
+from typing import Any, NoReturn, Self, TextIO
 
 USAGE = 2
 _FALLBACK_COLUMNS = 80
@@ -23,7 +22,11 @@ class CommandFailed(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises CommandFailed (exit code 2), and says which flag was probably meant."""
+    """argparse that raises CommandFailed (exit code 2), says which flag was probably meant, and knows --debug."""
+
+    def __init__(self, command: str, description: str | None, **options: Any) -> None:
+        super().__init__(f"quire {command}", description=description, allow_abbrev=False, **options)
+        self.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
 
     def error(self, message: str) -> NoReturn:
         raise CommandFailed(f"{message}; `{self.prog} --help` lists the flags", USAGE)
@@ -38,6 +41,14 @@ class Parser(argparse.ArgumentParser):
                 f"{kind} {left[0]}{nearest(left[0], known) or f'; `{self.prog} --help` lists the flags'}", USAGE
             )
         return namespace
+
+
+def add_server_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Which server, and its key."""
+    parser.add_argument(
+        "--base-url", metavar="URL", help="a running server [QUIRE_BASE_URL, OPENAI_BASE_URL, this machine's port 8000]"
+    )
+    parser.add_argument("--api-key", metavar="KEY", help="better given as QUIRE_API_KEY or OPENAI_API_KEY")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -103,7 +114,5 @@ class StatusLine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.clear()

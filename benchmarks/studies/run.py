@@ -76,7 +76,7 @@ def _command(name: str, model: str | None) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="quire bench study", description="The figures of docs/benchmarks.md.", allow_abbrev=False)
+    parser = Parser("bench study", "The figures of docs/benchmarks.md.")
     parser.add_argument("name", choices=STUDIES, metavar="NAME", help=", ".join(STUDIES))
     parser.add_argument("--model", metavar="FOLDER", help="[the starter model]")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and lengths [0]")
@@ -89,5 +89,4 @@ def _parser() -> Parser:
     parser.add_argument("--result-dir", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     parser.add_argument("--image-dir", type=Path, default=Path("docs/images"), metavar="DIR")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
-    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
     return parser

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import TypeVar
 
 import uvicorn
@@ -103,9 +102,7 @@ class ServedPlayground:
         assert self._ready.wait(60)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
         self._web.should_exit = True
         self._thread.join(30)
