@@ -174,7 +174,7 @@ INLINE float vmaximum(vf x) {
 /* 2^x to about one unit in the last place; 0 from -150 on down, so that exp2(-inf) is exactly 0. NaN stays NaN.
    x = n + f with |f| <= 1/2; 2^f by the Taylor polynomial of degree 7, whose error is below 2^-26. */
 INLINE vf vexp2(vf x) {
-    vf held = vmax(vmin(vset(128.0f), x), vset(-150.0f)); /* operands in this order keep a NaN */
+    vf held = vmax(vset(-150.0f), vmin(vset(128.0f), x)); /* x second each time: that keeps a NaN */
     vf n = vround(held), f = vsub(held, n);
     vf p = vset(1.5252733804e-5f);
     p = vfma(p, f, vset(1.5403530393e-4f));
