@@ -1,0 +1,107 @@
+"""Linear layers of the compiled library: packed once, multiplied for any number of rows in one order of sums."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quire.kernels.cpu.library import Library
+
+BLOCK = 64
+"""Outputs that are packed together."""
+SLAB_BYTES = 8 << 20
+"""How much of a weight is converted at a time."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precisions that are stored as they are."""
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
+"""What native/matmul.c calls them."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLinear:
+    """A linear layer as the compiled library reads it: weight [out, in] in blocks of 64 outputs."""
+
+    out_features: int
+    in_features: int
+    precision: str
+    data: Tensor
+    """uint8, one dimension; native/matmul.c draws its layout."""
+    padded_bias: Tensor | None
+    """float32 [out, rounded up to 64]"""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """float32 [out], or None."""
+        return None if self.padded_bias is None else self.padded_bias[: self.out_features]
+
+    @property
+    def nbytes(self) -> int:
+        """What the layer takes in memory."""
+        return self.data.nbytes + (0 if self.padded_bias is None else self.padded_bias.nbytes)
+
+
+class Linear:
+    """Packing, the matmul and the rows of tied embeddings, at one instruction set."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        kind, size, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+        self._bytes = library.function("linear_bytes", (kind, size, size), size)
+        self._pack = library.function("linear_pack", (kind, address, size, size, address, size))
+        self._linear = library.function("linear", (kind, address, size, size, address, address, address, size))
+        self._rows = library.function("linear_rows", (kind, address, size, address, size, address))
+
+    def pack(self, weight: Tensor, bias: Tensor | None, precision: str | None = None) -> PackedLinear:
+        """Pack weight [out, in] (float32, bfloat16, float16) and bias [out]; `precision` None keeps the weight's own.
+
+        Nothing of `weight` is kept, and no second copy of it is made: it is converted a slab of rows at a time.
+        """
+        if precision is None:
+            precision = str(weight.dtype).removeprefix("torch.")
+        kind = KINDS[precision]
+        out_features, in_features = weight.shape
+        data = torch.empty(self._bytes(kind, out_features, in_features), dtype=torch.uint8)
+        slab = max(1, SLAB_BYTES // (weight.element_size() * in_features * BLOCK)) * BLOCK
+        for start in range(0, out_features, slab):
+            rows = weight[start : start + slab].to(DTYPES[precision]).contiguous()
+            self._pack(kind, rows.data_ptr(), len(rows), in_features, data.data_ptr(), start // BLOCK)
+        padded_bias = None
+        if bias is not None:
+            padded_bias = torch.zeros(-(-out_features // BLOCK) * BLOCK)
+            padded_bias[:out_features] = bias
+        return PackedLinear(out_features, in_features, precision, data, padded_bias)
+
+    def apply(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """x float32 [T, in] -> float32 [T, out]; a row of the result depends on that row of x alone, bit for bit."""
+        if not x.is_contiguous():
+            x = x.contiguous()
+        num_rows, bias = x.shape[0], packed.padded_bias
+        y = torch.empty((num_rows, packed.out_features))
+        self._linear(
+            KINDS[packed.precision],
+            x.data_ptr(),
+            num_rows,
+            packed.in_features,
+            packed.data.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            packed.out_features,
+        )
+        return y
+
+    def rows(self, token_ids: Tensor, packed: PackedLinear) -> Tensor:
+        """The weight's rows token_ids int64 [T] -> float32 [T, in]."""
+        token_ids = token_ids.contiguous()
+        out = torch.empty((len(token_ids), packed.in_features))
+        self._rows(
+            KINDS[packed.precision],
+            packed.data.data_ptr(),
+            packed.in_features,
+            token_ids.data_ptr(),
+            len(token_ids),
+            out.data_ptr(),
+        )
+        return out

@@ -1,0 +1,100 @@
+"""The compiled linear layer: right to rounding, and one row's answer the same whatever lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from quire.kernels.cpu import library
+from quire.kernels.cpu.linear import Linear
+
+try:
+    ISAS = library.usable()
+except library.LibraryMissing as problem:
+    pytest.skip(str(problem), allow_module_level=True)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHAPES = [(1, 1), (3, 63), (64, 64), (65, 127), (200, 129), (130, 300), (512, 1024)]  # out, in
+
+
+@pytest.fixture(params=ISAS)
+def linear(request: pytest.FixtureRequest) -> Linear:
+    """The layer at each instruction set that this CPU has."""
+    return Linear(library.load(request.param))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    library.load().set_threads(before)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize(("out", "size"), SHAPES)
+def test_equals_float64(linear: Linear, out: int, size: int, precision: str) -> None:
+    weight, bias = random(out, size).to(DTYPES[precision]), random(out, seed=1)
+    packed = linear.pack(weight, bias)
+    assert (packed.out_features, packed.in_features, packed.precision) == (out, size, precision)
+    assert torch.equal(packed.bias if packed.bias is not None else bias, bias)
+    for rows in (1, 2, 3, 4, 5, 6, 7, 13, 70):
+        x = random(rows, size, seed=rows)
+        wanted = x.double() @ weight.double().T + bias.double()
+        scale = x.double().abs() @ weight.double().abs().T + bias.double().abs()
+        unit = 2.0**-8 if linear.library.isa == "avx512bf16" and precision == "bfloat16" else 2.0**-24 * (size + 1)
+        assert ((linear.apply(x, packed) - wanted).abs() <= unit * scale).all()
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize(("out", "size"), [(65, 127), (192, 400), (1024, 256)])
+def test_a_row_is_alone(linear: Linear, out: int, size: int, precision: str, threads: None) -> None:
+    """Each row of every batch of 1 .. 70, and of one beyond a slab, has the bits it has alone, on 1 and 2 threads."""
+    packed = linear.pack(random(out, size).to(DTYPES[precision]), random(out, seed=1))
+    x = random(1100, size, seed=2)
+    linear.library.set_threads(1)
+    alone = torch.cat([linear.apply(row[None], packed) for row in x[:70]])
+    for count in (1, 2, 3):
+        linear.library.set_threads(count)
+        for rows in range(1, 71):
+            assert torch.equal(linear.apply(x[:rows], packed), alone[:rows]), (count, rows)
+        assert torch.equal(linear.apply(x, packed)[1030:1100], linear.apply(x[1030:1100], packed))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_nan_stays_in_its_row(linear: Linear, precision: str) -> None:
+    packed = linear.pack(random(130, 129).to(DTYPES[precision]), None)
+    x = random(20, 129)
+    clean = linear.apply(x, packed)
+    dirty = x.clone()
+    dirty[::2] = float("nan")
+    dirty[1, :] = float("inf")
+    mixed = linear.apply(dirty, packed)
+    assert torch.equal(mixed[3::2], clean[3::2])
+    assert mixed[::2].isnan().all()
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_rows_are_the_weight(linear: Linear, precision: str) -> None:
+    weight = random(300, 77).to(DTYPES[precision])
+    ids = torch.tensor([0, 299, 63, 64, 5, 5, 128, 200, 1, 2, 3])
+    assert torch.equal(linear.rows(ids, linear.pack(weight, None)), weight[ids].float())
+
+
+def test_packs_into_another_precision(linear: Linear) -> None:
+    weight, x = random(70, 65), random(3, 65, seed=1)
+    packed = linear.pack(weight, None, "bfloat16")
+    assert torch.equal(linear.apply(x, packed), linear.apply(x, linear.pack(weight.bfloat16(), None)))
+    assert packed.nbytes == 128 * 66 * 2
+
+
+def test_a_view_of_rows_and_no_rows(linear: Linear) -> None:
+    packed, x = linear.pack(random(64, 32), None), random(4, 64)
+    assert torch.equal(linear.apply(x[:, 32:], packed), linear.apply(x[:, 32:].contiguous(), packed))
+    assert linear.apply(x[:0, 32:], packed).shape == (0, 64)
