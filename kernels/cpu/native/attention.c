@@ -1,0 +1,444 @@
+/* Paged causal attention: softmax over the keys of a row's own sequence, read through its block table.
+
+   The rows of one work item are the query heads that share a kv head, times some consecutive query tokens (row = token *
+   group + head). It goes through the keys in tiles of 64 absolute positions:
+
+       scores [rows][64]  =  q [rows][D]  x  keys [D][64]           lanes are keys, sequential over D
+       online softmax     the tile's maximum, the weights, their sum (lanes first, then a tree)
+       sums [rows][D]     =  sums * rescale + weights [rows][64] x values [64][D]     lanes are features, sequential over keys
+
+   Both products are one microkernel with a register tile of 6 rows x PANEL floats, and decode is the case of few rows.
+   After every 512 absolute positions (a chunk) the softmax begins anew, and chunks are merged in the order of the
+   sequence; so threads can share a long sequence, and whether they do changes no bits. A key that a row does not see has
+   weight 0, which adds exactly nothing; so neither do the rows beside it change bits, nor where tiles are skipped.
+   Online softmax: Milakov & Gimelshein, 2018; chunks of one sequence side by side: Flash-Decoding (Dao et al., 2023). */
+
+#include <omp.h>
+
+#include "kv.h"
+#include "scratch.h"
+
+#define CHUNK 512
+#define ROWS 6
+#define MAX_ROWS 120
+/* Steps of a product between which its right side stays in the first-level cache. */
+#define DEPTH (4096 / PANEL)
+/* A maximum before any key: finite, so that no difference of maxima is inf - inf. */
+#define NOTHING (-3.0e38f)
+
+/* One step's attention. See kernels/interface.py for the meaning of the tensors. */
+typedef struct {
+    const float *query;
+    int64_t query_stride, query_head_stride;
+    const char *k_cache, *v_cache;
+    float *out;
+    const float *sinks; /* [heads] or NULL */
+    const int32_t *starts, *lens, *tables;
+    int64_t table_stride, sequences, heads, kv_heads, dim, block_size, kind;
+    int64_t window; /* 0: none */
+    float scale, softcap; /* softcap 0: none */
+} Attention;
+
+/* Query tokens first .. first + tokens - 1 of a sequence's new ones, one kv head, tiles tile .. tile_end - 1. */
+typedef struct {
+    int64_t sequence, kv_head, first, tokens, tile, tile_end;
+    int64_t part; /* number of its first chunk among the partial results; -1: it has all chunks and writes the answer */
+    int64_t parts; /* of the answer's first item: how many chunks there are to merge; else 0 */
+} Item;
+
+/* What a chunk comes to: for each row the maximum, the sum of weights and the weighted sum of values [rows][width]. */
+typedef struct {
+    float *top, *norm, *sums;
+} State;
+
+typedef struct {
+    float *query, *scores, *keys, *values, *scales, *tile_top, *tile_norm, *rescale;
+    State chunk, total;
+} Work;
+
+INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* c [R][N * VL] = (first ? 0 : c * rescale[row] or c) + a [R][depth] x b [depth][PANEL], sequential over depth. */
+INLINE void product_of(const int R, const int N, int first, const float *rescale, const float *a, int64_t a_stride,
+                       const float *b, int64_t depth, float *c, int64_t c_stride) {
+    vf sum[ROWS][PANEL_VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+            if (first) sum[r][j] = vzero();
+            else if (rescale) sum[r][j] = vmul(vload(c + r * c_stride + j * VL), vset(rescale[r]));
+            else sum[r][j] = vload(c + r * c_stride + j * VL);
+        }
+    for (int64_t k = 0; k < depth; k++) {
+        vf right[PANEL_VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) right[j] = vload(b + k * PANEL + j * VL);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            vf left = vset(a[r * a_stride + k]);
+#pragma GCC unroll 8
+            for (int j = 0; j < N; j++) sum[r][j] = vfma(left, right[j], sum[r][j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) vstore(c + r * c_stride + j * VL, sum[r][j]);
+}
+
+static void product(int rows, int vectors, int first, const float *rescale, const float *a, int64_t a_stride,
+                    const float *b, int64_t depth, float *c, int64_t c_stride) {
+#define CASE(R, N) case (R) * 8 + (N): product_of(R, N, first, rescale, a, a_stride, b, depth, c, c_stride); break;
+#define CASES(N) CASE(1, N) CASE(2, N) CASE(3, N) CASE(4, N) CASE(5, N) CASE(6, N)
+    switch (rows * 8 + vectors) {
+        CASES(1)
+        CASES(2)
+#if PANEL_VECTORS == 4
+        CASES(3)
+        CASES(4)
+#endif
+    }
+#undef CASES
+#undef CASE
+}
+
+/* tanh(x) = (e^2x - 1) / (e^2x + 1) with e^2x - 1 = 2^n (2^f - 1) + (2^n - 1), exact near 0; beyond 10 it is 1. */
+INLINE vf vtanh_(vf x) {
+    vf held = vmul(vmax(vmin(vset(10.0f), x), vset(-10.0f)), vset(2.0f * LOG2_E)); /* operands in this order keep a NaN */
+    vf n = vround(held), f = vsub(held, n);
+    vf p = vset(1.5252733804e-5f);
+    p = vfma(p, f, vset(1.5403530393e-4f));
+    p = vfma(p, f, vset(1.3333558146e-3f));
+    p = vfma(p, f, vset(9.6181291076e-3f));
+    p = vfma(p, f, vset(5.5504108665e-2f));
+    p = vfma(p, f, vset(2.4022650696e-1f));
+    p = vfma(p, f, vset(6.9314718056e-1f));
+    vf e = vadd(vscale2(vmul(p, f), n), vsub(vscale2(vset(1.0f), n), vset(1.0f)));
+    return vdiv(e, vadd(e, vset(2.0f)));
+}
+
+/* The first query's position; query token i of the item is at this + i. */
+INLINE int64_t position_of(const Attention *p, const Item *item) {
+    const int64_t tokens = p->starts[item->sequence + 1] - p->starts[item->sequence];
+    return p->lens[item->sequence] - tokens + item->first;
+}
+
+/* Keys that the query at `position` sees are lowest .. position. */
+INLINE int64_t lowest_of(const Attention *p, int64_t position) {
+    return p->window > 0 ? larger(0, position - p->window + 1) : 0;
+}
+
+/* The keys of the tile at `base` that rows row .. row + rows - 1 see between them. */
+INLINE void visible(const Attention *p, const Item *item, int64_t base, int64_t row, int64_t rows, int *low, int *high) {
+    const int64_t group = p->heads / p->kv_heads, position = position_of(p, item);
+    *low = (int)larger(0, lowest_of(p, position + row / group) - base);
+    *high = (int)smaller(TILE, position + (row + rows - 1) / group + 1 - base);
+}
+
+/* scores [rows][64]: scaled, capped, in units of log2, -inf where a row does not see the key; tile_top [rows]. */
+static void score(const Attention *p, const Item *item, const Work *w, int64_t base, int64_t begin, int64_t end) {
+    const int64_t dim = p->dim;
+    for (int panel = 0; panel < TILE; panel += PANEL)
+        for (int64_t depth = 0; depth < dim; depth += DEPTH)
+            for (int64_t row = begin; row < end; row += ROWS) {
+                const int rows = (int)smaller(ROWS, end - row);
+                int low, high;
+                visible(p, item, base, row, rows, &low, &high);
+                if (high <= panel || low >= panel + PANEL) continue;
+                product(rows, (int)((smaller(PANEL, high - panel) + VL - 1) / VL), depth == 0, NULL,
+                        w->query + row * dim + depth, dim, w->keys + panel * dim + depth * PANEL,
+                        smaller(DEPTH, dim - depth), w->scores + row * TILE + panel, TILE);
+            }
+    const vf cap = vset(p->softcap * LOG2_E);
+    for (int64_t row = begin; row < end; row++) {
+        float *scores = w->scores + row * TILE;
+        int low, high;
+        visible(p, item, base, row, 1, &low, &high);
+        for (int i = 0; i < low; i++) scores[i] = -INFINITY;
+        for (int i = high; i < TILE; i++) scores[i] = -INFINITY;
+        if (p->kind == KV_INT8 || p->softcap > 0) {
+            for (int i = 0; i < TILE; i += VL) {
+                vf s = vload(scores + i);
+                if (p->kind == KV_INT8) s = vmul(s, vload(w->scales + i));
+                if (p->softcap > 0) s = vmul(vtanh_(s), cap);
+                vstore(scores + i, s);
+            }
+            for (int i = 0; i < low; i++) scores[i] = -INFINITY;
+            for (int i = high; i < TILE; i++) scores[i] = -INFINITY;
+        }
+        vf top = vload(scores);
+        for (int i = VL; i < TILE; i += VL) top = vmax(top, vload(scores + i));
+        w->tile_top[row] = vmaximum(top);
+    }
+}
+
+/* scores become weights; the chunk's maxima and sums of weights go on, and rescale [rows] is what its sums need. */
+static void weigh(const Work *w, int64_t begin, int64_t end, int64_t rows) {
+    for (int64_t row = 0; row < begin; row++) w->tile_top[row] = NOTHING, w->tile_norm[row] = 0.0f;
+    for (int64_t row = end; row < rows; row++) w->tile_top[row] = NOTHING, w->tile_norm[row] = 0.0f;
+    for (int64_t row = 0; row < rows; row += VL) {
+        vf before = vload(w->chunk.top + row), top = vmax(before, vload(w->tile_top + row));
+        vstore(w->rescale + row, vexp2(vsub(before, top)));
+        vstore(w->chunk.top + row, top);
+    }
+    for (int64_t row = begin; row < end; row++) {
+        float *scores = w->scores + row * TILE;
+        const vf top = vset(w->chunk.top[row]);
+        vf norm = vzero();
+        for (int i = 0; i < TILE; i += VL) {
+            vf weight = vexp2(vsub(vload(scores + i), top));
+            vstore(scores + i, weight);
+            norm = vadd(norm, weight);
+        }
+        w->tile_norm[row] = vsum(norm);
+    }
+    for (int64_t row = 0; row < rows; row += VL)
+        vstore(w->chunk.norm + row, vfma(vload(w->chunk.norm + row), vload(w->rescale + row), vload(w->tile_norm + row)));
+}
+
+static void add_values(const Attention *p, const Item *item, const Work *w, int64_t base, int64_t begin, int64_t end) {
+    const int64_t width = round_up(p->dim, VL);
+    for (int64_t panel = 0; panel < width; panel += PANEL)
+        for (int64_t row = begin; row < end; row += ROWS) {
+            const int rows = (int)smaller(ROWS, end - row);
+            int low, high;
+            visible(p, item, base, row, rows, &low, &high);
+            product(rows, (int)(smaller(PANEL, width - panel) / VL), 0, w->rescale + row, w->scores + row * TILE + low,
+                    TILE, w->values + panel * TILE + low * PANEL, high - low, w->chunk.sums + row * width + panel, width);
+        }
+}
+
+/* What `state` has, and then the chunk. Two empty ones stay empty, and one empty changes nothing. */
+static void merge(State state, State chunk, int64_t rows, int64_t width) {
+    for (int64_t row = 0; row < rows; row += VL) {
+        vf mine = vload(state.top + row), other = vload(chunk.top + row), top = vmax(mine, other);
+        vf a = vexp2(vsub(mine, top)), b = vexp2(vsub(other, top));
+        vstore(state.top + row, top);
+        vstore(state.norm + row, vfma(vload(state.norm + row), a, vmul(vload(chunk.norm + row), b)));
+        float from[2][VL];
+        vstore(from[0], a), vstore(from[1], b);
+        for (int64_t r = row; r < smaller(rows, row + VL); r++) {
+            const vf mine_part = vset(from[0][r - row]), other_part = vset(from[1][r - row]);
+            float *sums = state.sums + r * width;
+            for (int64_t i = 0; i < width; i += VL)
+                vstore(sums + i, vfma(vload(sums + i), mine_part, vmul(vload(chunk.sums + r * width + i), other_part)));
+        }
+    }
+}
+
+/* sums / norm into the answer. A sink is one more weight in the norm. */
+static void finish(const Attention *p, const Item *item, State state) {
+    const int64_t group = p->heads / p->kv_heads, dim = p->dim, width = round_up(dim, VL);
+    for (int64_t row = 0; row < item->tokens * group; row++) {
+        const int64_t head = item->kv_head * group + row % group;
+        const int64_t token = p->starts[item->sequence] + item->first + row / group;
+        float norm = state.norm[row], part = 1.0f;
+        if (p->sinks != NULL) {
+            const float sink = p->sinks[head] * LOG2_E, top = sink > state.top[row] ? sink : state.top[row];
+            float both[VL] = {state.top[row] - top, sink - top};
+            vstore(both, vexp2(vload(both)));
+            part = both[0], norm = norm * part + both[1];
+        }
+        const vf factor = vset(norm == 0.0f ? 0.0f : part / norm);
+        float *out = p->out + (token * p->heads + head) * dim;
+        int64_t i = 0;
+        for (; i + VL <= dim; i += VL) vstore(out + i, vmul(vload(state.sums + row * width + i), factor));
+        if (i < dim) vstore_n(out + i, vmul(vload(state.sums + row * width + i), factor), (int)(dim - i));
+    }
+}
+
+static int64_t take(float **from, float *memory, int64_t used, int64_t floats) {
+    *from = memory + used;
+    return used + round_up(floats, 16);
+}
+
+/* Lays the working memory out; returns how many floats it is. */
+static int64_t lay_out(Work *w, float *memory, int64_t rows, int64_t dim) {
+    const int64_t width = round_up(dim, VL), padded = round_up(rows, 16);
+    int64_t used = take(&w->query, memory, 0, rows * dim);
+    used = take(&w->scores, memory, used, rows * TILE);
+    used = take(&w->keys, memory, used, TILE * dim);
+    used = take(&w->values, memory, used, TILE * round_up(dim, PANEL));
+    used = take(&w->scales, memory, used, TILE);
+    used = take(&w->tile_top, memory, used, padded);
+    used = take(&w->tile_norm, memory, used, padded);
+    used = take(&w->rescale, memory, used, padded);
+    for (int i = 0; i < 2; i++) {
+        State *state = i ? &w->total : &w->chunk;
+        used = take(&state->top, memory, used, padded);
+        used = take(&state->norm, memory, used, padded);
+        used = take(&state->sums, memory, used, rows * width);
+    }
+    return used;
+}
+
+/* A chunk's place among the partial results. */
+static State partial(float *parts, int64_t part, int64_t rows, int64_t width) {
+    const int64_t padded = round_up(rows, 16);
+    float *memory = parts + part * (2 * padded + rows * width);
+    return (State){memory, memory + padded, memory + 2 * padded};
+}
+
+static void empty(State state, int64_t rows, int64_t width) {
+    for (int64_t row = 0; row < round_up(rows, 16); row++) state.top[row] = NOTHING, state.norm[row] = 0.0f;
+    memset(state.sums, 0, 4 * (size_t)(rows * width));
+}
+
+static void load_query(const Attention *p, const Item *item, float *to) {
+    const int64_t group = p->heads / p->kv_heads;
+    const vf factor = vset(p->softcap > 0 ? p->scale / p->softcap : p->scale * LOG2_E);
+    for (int64_t row = 0; row < item->tokens * group; row++, to += p->dim) {
+        const int64_t token = p->starts[item->sequence] + item->first + row / group;
+        const float *from = p->query + token * p->query_stride + (item->kv_head * group + row % group) * p->query_head_stride;
+        int64_t i = 0;
+        for (; i + VL <= p->dim; i += VL) vstore(to + i, vmul(vload(from + i), factor));
+        if (i < p->dim) vstore_n(to + i, vmul(vload_n(from + i, (int)(p->dim - i)), factor), (int)(p->dim - i));
+    }
+}
+
+/* Rows of keys and values of one tile, and which keys of it are there. */
+typedef struct {
+    const char *keys[TILE], *values[TILE];
+    int64_t base;
+    int first, end;
+} Rows;
+
+static void find_rows(const Attention *p, const Item *item, int64_t tile, Rows *rows) {
+    const int64_t position = position_of(p, item), base = tile * TILE;
+    const int64_t first = larger(base, lowest_of(p, position)), end = smaller(base + TILE, position + item->tokens);
+    const int64_t bytes = kv_row_bytes((int)p->kind, p->dim);
+    const int32_t *table = p->tables + item->sequence * p->table_stride;
+    rows->base = base, rows->first = (int)(first - base), rows->end = (int)(end - base);
+    kv_rows(p->k_cache, table, p->block_size, p->kv_heads, item->kv_head, bytes, base, first, end, rows->keys);
+    kv_rows(p->v_cache, table, p->block_size, p->kv_heads, item->kv_head, bytes, base, first, end, rows->values);
+    for (int i = 0; i < TILE; i++)
+        if (i < rows->first || i >= rows->end)
+            rows->keys[i] = rows->keys[rows->first], rows->values[i] = rows->values[rows->first];
+}
+
+static void attend(const Attention *p, const Item *item, Work *w, float *parts, int64_t part_rows) {
+    const int64_t group = p->heads / p->kv_heads, rows = item->tokens * group, width = round_up(p->dim, VL);
+    const int64_t position = position_of(p, item);
+    Rows both[2], *now = &both[0], *next = &both[1];
+    int64_t chunks = 0;
+    load_query(p, item, w->query);
+    find_rows(p, item, item->tile, now);
+    for (int64_t tile = item->tile; tile < item->tile_end; tile++) {
+        const int64_t base = tile * TILE;
+        const int last = tile + 1 == item->tile_end;
+        if (tile == item->tile || base % CHUNK == 0) empty(w->chunk, rows, width);
+        if (!last) find_rows(p, item, tile + 1, next);
+        int64_t begin = larger(0, base - position) * group, end = rows; /* the rows that see something of this tile */
+        if (p->window > 0) end = smaller(rows, larger(0, base + TILE - 1 + p->window - position) * group);
+        kv_keys((int)p->kind, now->keys, now->values, now->first, now->end, p->dim, w->keys, w->scales);
+        score(p, item, w, base, begin, end);
+        weigh(w, begin, end, rows);
+        kv_values((int)p->kind, now->values, last ? NULL : next->keys, now->first, now->end, p->dim, w->values);
+        add_values(p, item, w, base, begin, end);
+        if (last || (base + TILE) % CHUNK == 0) {
+            State *other = chunks++ ? NULL : &w->total;
+            if (item->part >= 0) {
+                State to = partial(parts, item->part + chunks - 1, part_rows, width);
+                memcpy(to.top, w->chunk.top, 4 * (size_t)rows);
+                memcpy(to.norm, w->chunk.norm, 4 * (size_t)rows);
+                memcpy(to.sums, w->chunk.sums, 4 * (size_t)(rows * width));
+            } else if (other != NULL) {
+                State swap = w->total;
+                w->total = w->chunk, w->chunk = swap;
+            } else {
+                merge(w->total, w->chunk, rows, width);
+            }
+        }
+        Rows *swap = now;
+        now = next, next = swap;
+    }
+    if (item->part < 0) finish(p, item, w->total);
+}
+
+/* The step's work items: query tokens in pieces of at most MAX_ROWS rows, long rows of keys in pieces of whole chunks.
+   With `items` NULL only counts, and adds up the cost. Returns their number; *parts: partial results in all. */
+static int64_t cut(const Attention *p, Item *items, int64_t limit, int64_t *cost, int64_t *parts) {
+    const int64_t group = p->heads / p->kv_heads, piece = larger(1, MAX_ROWS / group), per_chunk = CHUNK / TILE;
+    int64_t count = 0;
+    *cost = 0, *parts = 0;
+    for (int64_t s = 0; s < p->sequences; s++) {
+        const int64_t tokens = p->starts[s + 1] - p->starts[s], pieces = (tokens + piece - 1) / piece;
+        for (int64_t n = pieces - 1; n >= 0; n--)
+            for (int64_t head = 0; head < p->kv_heads; head++) {
+                Item item = {.sequence = s, .kv_head = head, .first = n * piece, .part = -1};
+                item.tokens = smaller(piece, tokens - item.first);
+                const int64_t position = position_of(p, &item), low = lowest_of(p, position) / TILE;
+                const int64_t high = (position + item.tokens - 1) / TILE + 1;
+                const int64_t weight = item.tokens * group + 16; /* bringing a tile in costs about as much as 16 rows */
+                const int64_t chunks = (high - 1) / per_chunk - low / per_chunk + 1;
+                *cost += (high - low) * weight;
+                const int64_t step = limit > 0 ? larger(1, limit / (weight * per_chunk)) : chunks;
+                for (int64_t chunk = 0; chunk < chunks; chunk += step) {
+                    item.tile = larger(low, (low / per_chunk + chunk) * per_chunk);
+                    item.tile_end = smaller(high, (low / per_chunk + chunk + step) * per_chunk);
+                    if (step < chunks) {
+                        item.part = *parts + chunk;
+                        item.parts = chunk == 0 ? chunks : 0;
+                    }
+                    if (items != NULL) items[count] = item;
+                    count++;
+                }
+                if (step < chunks) *parts += chunks;
+            }
+    }
+    return count;
+}
+
+/* query [tokens, heads, dim] at these strides -> out [tokens, heads, dim]; see `Attention`. Returns 0, or 1: no memory. */
+EXPORT int FN(paged_attention)(const float *query, int64_t query_stride, int64_t query_head_stride, const char *k_cache,
+                               const char *v_cache, float *out, const float *sinks, const int32_t *starts,
+                               const int32_t *lens, const int32_t *tables, int64_t table_stride, int64_t sequences,
+                               int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size, int64_t kind,
+                               int64_t window, float scale, float softcap) {
+    const Attention problem = {query, query_stride, query_head_stride, k_cache, v_cache, out, sinks, starts, lens,
+                               tables, table_stride, sequences, heads, kv_heads, dim, block_size, kind, window,
+                               scale, softcap};
+    const Attention *p = &problem;
+    const int64_t group = heads / kv_heads, width = round_up(dim, VL);
+    const int threads = omp_get_max_threads();
+    int64_t cost, parts, rows = 0;
+    int64_t count = cut(p, NULL, 0, &cost, &parts);
+    const int64_t limit = threads > 1 ? larger(1, cost / (4 * threads)) : 0;
+    if (limit > 0) count = cut(p, NULL, limit, &cost, &parts);
+    for (int64_t s = 0; s < sequences; s++) rows = larger(rows, starts[s + 1] - starts[s]);
+    rows = smaller(rows, larger(1, MAX_ROWS / group)) * group;
+    Item *items = malloc(sizeof(Item) * (size_t)larger(1, count));
+    float *partials = NULL;
+    if (parts > 0) partials = malloc(4 * (size_t)(parts * (2 * round_up(rows, 16) + rows * width)));
+    int failed = items == NULL || (parts > 0 && partials == NULL);
+    if (!failed) {
+        cut(p, items, limit, &cost, &parts);
+#pragma omp parallel for schedule(dynamic) if (count > 1) reduction(| : failed)
+        for (int64_t i = 0; i < count; i++) {
+            Work work;
+            float *memory = scratch(4 * (size_t)lay_out(&work, NULL, rows, dim));
+            if (memory == NULL) {
+                failed |= 1;
+                continue;
+            }
+            lay_out(&work, memory, rows, dim);
+            attend(p, &items[i], &work, partials, rows);
+        }
+    }
+    if (!failed && parts > 0) {
+#pragma omp parallel for schedule(dynamic)
+        for (int64_t i = 0; i < count; i++) {
+            if (items[i].parts == 0) continue;
+            State state = partial(partials, items[i].part, rows, width);
+            for (int64_t part = 1; part < items[i].parts; part++)
+                merge(state, partial(partials, items[i].part + part, rows, width), items[i].tokens * group, width);
+            finish(p, &items[i], state);
+        }
+    }
+    free(partials);
+    free(items);
+    return failed;
+}
