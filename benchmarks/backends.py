@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from quire.benchmarks.stream_parser import EventParser, JsonLineParser, StreamParser
+from quire.clients.event_stream import JsonLines, ServerSentEvents
 
 Message = Mapping[str, Any]
 Prompt = str | tuple[int, ...] | tuple[Message, ...]
@@ -65,7 +65,7 @@ class Backend(Protocol):
     """Where requests go unless --endpoint says otherwise."""
     takes_token_ids: bool
 
-    def parser(self) -> StreamParser:
+    def parser(self) -> ServerSentEvents | JsonLines:
         """For one answer."""
 
     def body(self, request: Request, index: int, sampling: Sampling) -> dict[str, Any]:
@@ -105,9 +105,9 @@ class Completions:
     path = "/v1/completions"
     takes_token_ids = True
 
-    def parser(self) -> StreamParser:
+    def parser(self) -> ServerSentEvents | JsonLines:
         """Server-sent events."""
-        return EventParser()
+        return ServerSentEvents()
 
     def body(self, request: Request, index: int, sampling: Sampling) -> dict[str, Any]:
         """See `Backend.body`."""
@@ -138,9 +138,9 @@ class Chat:
     path = "/v1/chat/completions"
     takes_token_ids = False
 
-    def parser(self) -> StreamParser:
+    def parser(self) -> ServerSentEvents | JsonLines:
         """Server-sent events."""
-        return EventParser()
+        return ServerSentEvents()
 
     def body(self, request: Request, index: int, sampling: Sampling) -> dict[str, Any]:
         """See `Backend.body`."""
@@ -173,9 +173,9 @@ class Ollama:
     def __init__(self, endpoint: str | None = None) -> None:
         self._chats = (endpoint or self.path).rstrip("/").endswith("/chat")
 
-    def parser(self) -> StreamParser:
+    def parser(self) -> ServerSentEvents | JsonLines:
         """JSON lines."""
-        return JsonLineParser()
+        return JsonLines()
 
     def body(self, request: Request, index: int, sampling: Sampling) -> dict[str, Any]:
         """See `Backend.body`; Ollama has no ignore_eos."""

@@ -21,6 +21,7 @@ from quire.clients.errors import (
     TimedOut,
     status_error,
 )
+from quire.clients.event_stream import ServerSentEvents
 from quire.clients.types import Chat, Completion, Delta, Messages, Model, Prompt, ToolCall, Usage
 
 T = TypeVar("T")
@@ -57,9 +58,6 @@ def authorization(given: str | None, environment: Mapping[str, str]) -> dict[str
     """The header for an API key: as given, else QUIRE_API_KEY, OPENAI_API_KEY, else none."""
     key = given or environment.get("QUIRE_API_KEY") or environment.get("OPENAI_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-# --- requests --------------------------------------------------------------------------------------------------------
 
 
 def chat(messages: Messages, fields: Mapping[str, Any], stream: bool) -> Call[Chat]:
@@ -152,48 +150,6 @@ def _reader(kind: type[T]) -> Callable[[bytes], T]:
     return read
 
 
-# --- streams ---------------------------------------------------------------------------------------------------------
-
-
-class ServerSentEvents:
-    """Splits a byte stream into the data of its events, wherever the chunks are cut.
-
-    As the HTML standard says: lines end with LF, CR or CRLF, a leading byte order mark and comments are dropped, the
-    data lines of one event are joined by LF, and an event that the stream does not finish with a blank line is none.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[bytes] = []
-        self._begun = False
-        self._after_cr = False
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of every event that this chunk completes."""
-        if self._after_cr and chunk:
-            chunk = chunk.removeprefix(b"\n")
-            self._after_cr = False
-        buffer = self._rest + chunk
-        if not self._begun:
-            if len(buffer) < 3 and b"\xef\xbb\xbf".startswith(buffer):
-                self._rest = buffer
-                return []
-            buffer, self._begun = buffer.removeprefix(b"\xef\xbb\xbf"), True
-        self._after_cr = buffer.endswith(b"\r")
-        lines = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._rest = lines.pop()
-        return [event for line in lines if (event := self._line(line)) is not None]
-
-    def _line(self, line: bytes) -> bytes | None:
-        if not line:
-            event, self._data = (b"\n".join(self._data) if self._data else None), []
-            return event
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            self._data.append(value.removeprefix(b" "))
-        return None
-
-
 class _DeltaMessage(msgspec.Struct):
     content: str | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
@@ -257,9 +213,6 @@ def _deltas(chunk: _Chunk) -> list[Delta]:
     if chunk.usage is not None or chunk.quire is not None:
         deltas.append(Delta(usage=chunk.usage, quire=chunk.quire))
     return deltas
-
-
-# --- failures and retries --------------------------------------------------------------------------------------------
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> StatusError:

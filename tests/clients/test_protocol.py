@@ -1,13 +1,10 @@
-"""The pure part of the client: event borders, chunks, errors, and when to try again."""
+"""The pure part of the client: chunks, errors, and when to try again."""
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from quire.clients import protocol
 from quire.clients.errors import (
@@ -25,27 +22,6 @@ from quire.clients.errors import (
     Unavailable,
 )
 from quire.clients.types import Delta, Function, ToolCall, Usage
-
-STREAM = (
-    b"\xef\xbb\xbf: a comment\n\ndata: one\n\ndata:two\r\n\r\ndata:  three\rdata: and more\r\revent: x\nid: 7\n\n"
-    b"data\n\ndata: \xc3\xa9\n\ndata: unfinished"
-)
-EVENTS = [b"one", b"two", b" three\nand more", b"", "é".encode()]
-
-
-def events(chunks: list[bytes]) -> list[bytes]:
-    parser = protocol.ServerSentEvents()
-    return [event for chunk in chunks for event in parser.feed(chunk)]
-
-
-@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
-def test_events_do_not_depend_on_the_chunks(cuts: list[int]) -> None:
-    borders = [0, *sorted(cuts), len(STREAM)]
-    assert events([STREAM[a:b] for a, b in itertools.pairwise(borders)]) == EVENTS
-
-
-def test_events_of_a_stream_in_single_bytes() -> None:
-    assert events([bytes([byte]) for byte in STREAM]) == EVENTS
 
 
 def frames(*chunks: object) -> bytes:
