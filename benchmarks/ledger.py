@@ -16,9 +16,10 @@ from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import aiohttp
-
-from quire.clients.local_server import LocalServer
+from quire.benchmarks.load import connect
+from quire.benchmarks.server_facts import first_model
+from quire.benchmarks.words import COMMON
+from quire.clients.servers import Server, own
 
 PARTS = (
     *("queue_ms", "prefill_ms", "others_prefill_ms", "decode_ms", "preempted_ms", "sampling_ms"),
@@ -26,22 +27,6 @@ PARTS = (
 )
 _ROUNDING_MS = 0.005
 """Nine figures with three decimals."""
-_WORDS = (
-    "the",
-    "of",
-    "red",
-    "house",
-    "river",
-    "seven",
-    "stone",
-    "and",
-    "it",
-    "was",
-    "there",
-    "before",
-    "nobody",
-    "came",
-)
 
 
 class Told(NamedTuple):
@@ -64,11 +49,12 @@ class Told(NamedTuple):
 def bodies(count: int, max_tokens: int, seed: int) -> list[dict[str, Any]]:
     """Requests of a seed: mostly short prompts, every eighth a long one that delays the others."""
     chooser = random.Random(seed)
+    words = COMMON.split()
     made = []
     for number in range(count):
         length = chooser.randint(150, 400) if number % 8 == 0 else chooser.randint(3, 40)
         body: dict[str, Any] = {
-            "prompt": " ".join(chooser.choices(_WORDS, k=length)),
+            "prompt": " ".join(chooser.choices(words, k=length)),
             "max_tokens": chooser.randint(1, max_tokens),
             "seed": number,
             "n": 2 if number % 16 == 5 else 1,
@@ -81,14 +67,11 @@ def bodies(count: int, max_tokens: int, seed: int) -> list[dict[str, Any]]:
     return made
 
 
-async def measure(url: str, requests: list[dict[str, Any]], concurrency: int) -> list[Told]:
+async def measure(address: str, requests: list[dict[str, Any]], concurrency: int) -> list[Told]:
     """Send every request, at most `concurrency` at a time."""
-    path = url.removeprefix("unix:")
-    connector = aiohttp.TCPConnector(limit=0) if path == url else aiohttp.UnixConnector(path, limit=0)
-    base = url if path == url else "http://localhost"
-    async with aiohttp.ClientSession(connector=connector, raise_for_status=True) as session:
-        async with session.get(base + "/v1/models") as answer:
-            model = (await answer.json())["data"][0]["id"]
+    http, url = connect(address)
+    async with http:
+        model = await first_model(http, url, {}, "openai")
         slots = asyncio.Semaphore(concurrency)
 
         async def one(body: dict[str, Any]) -> Told:
@@ -96,7 +79,8 @@ async def measure(url: str, requests: list[dict[str, Any]], concurrency: int) ->
             headers = {"content-type": "application/json"}
             async with slots:
                 begun = perf_counter()
-                async with session.post(base + "/v1/completions", data=data, headers=headers) as answer:
+                async with http.post(url + "/v1/completions", data=data, headers=headers) as answer:
+                    answer.raise_for_status()
                     read = await answer.read()
                 client_ms = 1000 * (perf_counter() - begun)
             return Told(timings_of(read, body["stream"]), client_ms)
@@ -146,11 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     requests = bodies(options.num_requests, options.max_tokens, options.seed)
-    with nullcontext() if options.base_url else LocalServer(None) as server:
-        if server is not None:
-            server.wait_ready()
-        url = options.base_url or (server.url if server is not None else "")
-        told = asyncio.run(measure(url.rstrip("/"), requests, options.max_concurrency))
+    with nullcontext(Server(options.base_url, None, None)) if options.base_url else own(None) as server:
+        told = asyncio.run(measure(server.url.rstrip("/"), requests, options.max_concurrency))
     text, adds_up = report(told, options.max_concurrency)
     sys.stdout.write(text + "\n")
     return 0 if adds_up else 1

@@ -5,30 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 from matplotlib.axes import Axes
 
 from quire.benchmarks.figure import COLOURS, figure, line, logarithmic
-from quire.benchmarks.metrics import Answer, Summary
+from quire.benchmarks.metrics import Summary
 
-
-class Run(Protocol):
-    """What of a run is drawn."""
-
-    @property
-    def rate(self) -> float:
-        """Requests a second that were to come; infinite: all at once."""
-
-    @property
-    def summary(self) -> Summary:
-        """Its figures."""
-
-    @property
-    def answers(self) -> list[Answer]:
-        """Its requests."""
+if TYPE_CHECKING:
+    from quire.benchmarks.serve import Run
 
 
 def plot_runs(runs: Sequence[Run], folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ from quire.clients.terminal import USAGE, CommandFailed
 
 @dataclass(frozen=True)
 class Run:
-    """One load at one rate."""
+    """One load at one rate: requests a second, infinite where all come at once."""
 
     rate: float
     summary: Summary
