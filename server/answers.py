@@ -89,7 +89,14 @@ class QuireAnswer(Struct):
     cache_report: CacheReportAnswer | UnsetType = UNSET
 
 
-# --- chat ------------------------------------------------------------------------------------------------------------
+class Envelope(Struct, kw_only=True):
+    """What every whole answer and every frame of a stream begins with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
 
 
 class TopToken(Struct, frozen=True):
@@ -151,14 +158,10 @@ class ChatChunkChoice(Struct):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(Struct, kw_only=True):
+class ChatChunk(Envelope, kw_only=True):
     """One frame of a chat stream."""
 
-    id: str
     object: str = "chat.completion.chunk"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
@@ -193,22 +196,15 @@ class ChatChoice(Struct):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatCompletion(Struct, kw_only=True):
+class ChatCompletion(Envelope, kw_only=True):
     """The JSON answer of a chat."""
 
-    id: str
     object: str = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     quire: QuireAnswer | UnsetType = UNSET
-
-
-# --- completions -----------------------------------------------------------------------------------------------------
 
 
 class CompletionLogprobs(Struct):
@@ -233,14 +229,10 @@ class CompletionChoice(Struct):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
-class Completion(Struct, kw_only=True):
+class Completion(Envelope, kw_only=True):
     """One frame of a stream, or the JSON answer."""
 
-    id: str
     object: str = "text_completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType = UNSET
     quire: QuireAnswer | UnsetType = UNSET
