@@ -10,14 +10,11 @@ KINDS = {
     "serve": "quire.benchmarks.serve",
     "offline": "quire.benchmarks.offline",
     "startup": "quire.benchmarks.startup",
+    "kernels": "quire.benchmarks.kernels",
+    "compare": "quire.benchmarks.compare",
     "study": "quire.benchmarks.studies.run",
 }
 """Kind to the module whose `main(words)` runs it and returns the exit code."""
-
-NOT_BUILT = {
-    "kernels": "measuring single kernels is not built yet",
-    "compare": "not built yet; run `quire bench serve --base-url URL` against each server",
-}
 
 _HELP = """\
 usage: quire bench KIND [flags]
@@ -25,6 +22,8 @@ usage: quire bench KIND [flags]
   serve    load a running server (any that speaks OpenAI's API, or Ollama); --verify compares every answer
   offline  throughput without a server
   startup  from `quire serve` to the first token
+  kernels  single operations against what the machine can do
+  compare  the same load against several servers, in turns
   study    the figures of docs/benchmarks.md: what the cache and the batching are worth
 
 `quire bench KIND --help` lists the flags."""
@@ -38,10 +37,8 @@ def main(command: str, words: list[str]) -> int:
     if kind in ("--help", "-h", "help"):
         print(_HELP)
         return 0
-    if kind in NOT_BUILT:
-        raise CommandFailed(f"quire {command} {kind}: {NOT_BUILT[kind]}", USAGE)
     if kind not in KINDS:
-        hint = nearest(kind, [*KINDS, *NOT_BUILT]) or f"; `quire {command} --help` lists them"
+        hint = nearest(kind, [*KINDS]) or f"; `quire {command} --help` lists them"
         raise CommandFailed(f"quire {command}: unknown kind {kind}{hint}", USAGE)
     try:
         exit_code: int = importlib.import_module(KINDS[kind]).main(rest)

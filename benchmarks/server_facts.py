@@ -50,3 +50,16 @@ async def server_encode(http: aiohttp.ClientSession, url: str, headers: Mapping[
 
             return encode
     return None
+
+
+async def server_version(http: aiohttp.ClientSession, url: str) -> str | None:
+    """What it says it is: GET /version, or llama.cpp's GET /props; None where it says nothing."""
+    for path, field in (("/version", "version"), ("/props", "build_info")):
+        try:
+            async with http.get(url + path) as response:
+                found = await response.json(content_type=None) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            continue
+        if isinstance(found, dict) and found.get(field):
+            return str(found[field])
+    return None

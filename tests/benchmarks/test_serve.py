@@ -156,7 +156,6 @@ async def test_a_server_that_cannot_tokenize_is_asked_in_guessed_words(capsys: p
 
 
 USAGE = [
-    (["kernels"], "quire bench kernels: "),
     (["serv"], "did you mean serve?"),
     (["serve", "--num-prompt", "3"], "did you mean --num-prompts?"),
     (["serve", "--goodput", "itl:3"], "--goodput itl:3"),
