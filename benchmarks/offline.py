@@ -21,7 +21,7 @@ from quire.clients.terminal import USAGE, CommandFailed, Parser
 from quire.engine.llm import LLM
 from quire.engine.sampling_params import SamplingParams
 
-_ENGINE = ("load_format", "dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes",
+_ENGINE = ("load_format", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes",
            "block_size", "enable_prefix_caching", "threads")  # fmt: skip
 
 
@@ -141,6 +141,8 @@ def _parser() -> Parser:
     engine = parser.add_argument_group("engine, as of `quire serve`")
     engine.add_argument("--load-format", choices=("auto", "dummy"), help="dummy: random weights, none are read")
     engine.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
+    engine.add_argument("--quantization", choices=("int8", "int4", "int8-w8a8"))
+    engine.add_argument("--kv-cache-dtype", choices=("auto", "float32", "bfloat16", "float16", "int8"))
     names = (
         "max_model_len",
         "max_num_seqs",

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import cast
 
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
@@ -22,9 +21,8 @@ from quire.engine.hardware import available_memory, count_cores
 from quire.engine.messages import Add, pack_ids
 from quire.engine.model_folder import STARTER
 from quire.engine.models.architectures import read_model_config
-from quire.engine.plan import DTYPE_BYTES
+from quire.engine.precision import choose_precision
 from quire.engine.process import build_engine
-from quire.engine.resolve import DtypeName
 from quire.engine.roofline import Roofline
 from quire.engine.sampling_params import SamplingParams
 
@@ -59,10 +57,9 @@ def compare(
         max_num_batched_tokens=max(contexts) * max(batches),
         enable_prefix_caching=False,
     )
-    core, ready = build_engine(config)
-    dtype = cast(DtypeName, ready.dtype)
+    core, _ = build_engine(config)
     model, device = read_model_config(folder, folder.name), this_machine(available_memory(), threads)
-    roofline = Roofline(model, dtype, DTYPE_BYTES[dtype], device)
+    roofline = Roofline(model, choose_precision(model, config, "cpu"), device)
     points = []
     for context in contexts:
         seconds = min(_decode(core, 1, context, 0, clock)[0] for _ in range(2))

@@ -35,6 +35,6 @@ def advise(footprint: Footprint, plan: CachePlan, available_bytes: int, context:
         return f"{problem}; {plan.flag} {amount} holds {wanted}"
     tokens = replace(plan, num_blocks=rest // footprint.block_bytes).num_tokens // wanted
     fix = f"--max-model-len {tokens} makes room for {wanted} shorter ones"
-    if footprint.dtype == "float32":
-        fix += ", --dtype bfloat16 for twice as many tokens"
+    if footprint.precision.cache == "float32":
+        fix += ", --kv-cache-dtype bfloat16 for twice as many tokens"
     return f"{problem}, and there is no memory for {wanted} ({gib(blocks * footprint.block_bytes)}); {fix}"

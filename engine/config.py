@@ -8,7 +8,9 @@ import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
-KernelsName = Literal["auto", "reference", "cpu", "triton"]
+KernelsName = Literal["auto", "reference", "cpu", "pytorch", "triton"]
+Quantization = Literal["int8", "int4", "int8-w8a8"]
+CacheDtype = Literal["float32", "bfloat16", "float16", "int8"]
 Policy = Literal["fcfs", "priority"]
 
 
@@ -21,6 +23,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What error messages call it."""
     load_format: Literal["auto", "dummy"] = "auto"
     dtype: Dtype = "auto"
+    quantization: Quantization | None = None
+    """Of the weights of linear layers, while they are loaded."""
+    kv_cache_dtype: Literal["auto"] | CacheDtype = "auto"
     device: Device = "auto"
     kernels: KernelsName = "auto"
     tokenizer_vocab_size: int | None = None

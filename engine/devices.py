@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quire.engine.resolve import DtypeName
+from quire.engine.precision import DtypeName
 
 GPU_SHARE = 0.9
 """Of a GPU's memory; the rest is for its context, graphs and activations."""

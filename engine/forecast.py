@@ -8,7 +8,7 @@ from quire.engine.advice import advise
 from quire.engine.devices import GPU_SHARE, Device
 from quire.engine.errors import CapacityError
 from quire.engine.models.config import ModelConfig
-from quire.engine.plan import DTYPE_BYTES, PROCESS_BYTES, CachePlan, Footprint, fit
+from quire.engine.plan import PROCESS_BYTES, CachePlan, Footprint, fit
 from quire.engine.roofline import Roofline
 
 DEFAULT_PROMPT = 512
@@ -127,7 +127,7 @@ def forecast(
     `refusal` says why.
     """
     plan, refusal = _fit(footprint, device)
-    roofline = Roofline(model, footprint.dtype, DTYPE_BYTES[footprint.dtype], device)
+    roofline = Roofline(model, footprint.precision, device)
     budget = roofline.token_budget(max_num_batched_tokens)
     asked = min(prompt_len or DEFAULT_PROMPT, model.max_position_embeddings)
     longest = plan.max_model_len if plan else footprint.resolved.max_model_len
@@ -169,10 +169,10 @@ def _model_facts(model: ModelConfig, footprint: Footprint) -> ModelFacts:
         name=footprint.model_name,
         architecture=model.architecture,
         num_layers=model.num_layers,
-        parameters=footprint.weights.total,
+        parameters=footprint.num_weights,
         max_position_embeddings=model.max_position_embeddings,
-        dtype=footprint.dtype,
-        dtype_reason=footprint.dtype_reason,
+        dtype=footprint.precision.name,
+        dtype_reason=footprint.precision.reason,
     )
 
 
@@ -181,7 +181,7 @@ def _device_facts(device: Device, footprint: Footprint) -> DeviceFacts:
         name=device.name,
         title=device.title,
         bandwidth_bytes=device.bandwidth,
-        flops=device.flops[footprint.dtype],
+        flops=device.flops[footprint.precision.activations],
         source=device.source,
     )
 
@@ -200,12 +200,12 @@ def _memory_facts(footprint: Footprint, device: Device, plan: CachePlan | None) 
 
 
 def _weight_facts(footprint: Footprint) -> WeightFacts:
-    counts, itemsize = footprint.weights, DTYPE_BYTES[footprint.dtype]
+    weights = footprint.weights
     return WeightFacts(
-        embeddings=counts.embeddings * itemsize,
-        attention=counts.attention * itemsize,
-        feed_forward=counts.feed_forward * itemsize,
-        norms=counts.norms * itemsize,
+        embeddings=weights.embeddings,
+        attention=weights.attention,
+        feed_forward=weights.feed_forward,
+        norms=weights.norms,
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from quire.engine.errors import CapacityError
 from quire.engine.models.config import CacheSpec
 from quire.engine.plan import CachePlan, gib
+from quire.engine.precision import SCALE_BYTES
 
 T = TypeVar("T")
 
@@ -35,6 +36,8 @@ _MADV_POPULATE_WRITE = 23
 class KVCache:
     """The tensors: `layers[i]` is (keys, values) of layer i, each [blocks, kv_heads, block_size, D].
 
+    In int8 a slot has four more bytes: its scale.
+
     Where there are several cache groups, layers that have the same place in their groups lie in the same memory, in
     the blocks of their own group: `stripes` has the tensors of each place once. All bytes are zero at first, and those
     of a null block remain so.
@@ -43,8 +46,9 @@ class KVCache:
     def __init__(self, specs: Sequence[CacheSpec], plan: CachePlan, dtype: torch.dtype, device: torch.device) -> None:
         self.groups = plan.groups
         """Which layers share a block table; a single one is of all layers."""
+        scale = SCALE_BYTES if dtype == torch.int8 else 0
         members = [group.layers for group in plan.groups] if len(plan.groups) > 1 else [tuple(range(len(specs)))]
-        all_shapes = [(plan.num_blocks, spec.num_kv_heads, plan.block_size, spec.head_dim) for spec in specs]
+        all_shapes = [(plan.num_blocks, spec.num_kv_heads, plan.block_size, spec.head_dim + scale) for spec in specs]
         shapes = [all_shapes[layer] for layer in max(members, key=len)]
         try:
             tensors = _allocate([shape for shape in shapes for _ in range(2)], dtype, device, plan.is_small)
@@ -78,7 +82,7 @@ def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: tor
     mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(mapping, dtype=torch.uint8)
     if later:
-        threading.Thread(target=_populate, args=(whole,), name="kv-cache-pages", daemon=True).start()
+        threading.Thread(target=_populate, args=(whole,), name="kv-cache-pages").start()
     elif error := _populate(whole):
         if error != errno.EINVAL:
             raise OSError(error, os.strerror(error))
@@ -94,10 +98,13 @@ def _allocate(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: tor
 def _populate(whole: Tensor) -> int:
     """Make every page present, whatever it holds; 0, or the errno (EINVAL: a kernel that cannot).
 
-    Piece by piece: the address space is locked meanwhile, and other threads must get memory in between.
+    Piece by piece: the address space is locked meanwhile, and other threads must get memory in between. It stops when
+    the program ends: a daemon thread that comes back from C then would abort the process.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for offset in range(0, whole.nbytes, _PIECE_BYTES):
+        if not threading.main_thread().is_alive():
+            break
         address = ctypes.c_void_p(whole.data_ptr() + offset)
         length = ctypes.c_size_t(min(_PIECE_BYTES, whole.nbytes - offset))
         if libc.madvise(address, length, _MADV_POPULATE_WRITE):

@@ -1,4 +1,4 @@
-"""From a model folder to a decoder: every name accounted for, then each tensor read, cast, packed and freed in turn."""
+"""From a model folder, or a GGUF file, to a decoder: every name accounted for, then each tensor read, cast, packed and freed in turn."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from quire.engine.errors import ModelError
+from quire.engine.gguf_file import GgufFile, is_gguf
+from quire.engine.gguf_weights import GgufWeights
 from quire.engine.models.config import ModelConfig, WeightNames
 from quire.engine.models.decoder import Decoder
 from quire.engine.models.json_file import read_json_object
@@ -52,16 +55,32 @@ def load_model(
     """
     model = model_name or folder.name
     expected = weight_shapes(config)
+    dtypes = Dtypes(dtype, kernels.activation_dtype(dtype))
     with ExitStack() as stack:
         weights: WeightSource
         if load_format == "dummy":
             num_bytes = sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize
-            weights = DummyWeights(seed, dtype, num_bytes, progress)
+            weights = DummyWeights(seed, dtypes, num_bytes, progress)
+        elif is_gguf(folder):
+            file = stack.enter_context(closing(GgufFile(folder, model)))
+            weights = GgufWeights(file, config, dtypes.of, check_weights, progress)
         else:
             files = [stack.enter_context(closing(file)) for file in _open_files(folder, model)]
             entries = match_names(files, expected, config.names, model)
-            weights = FileWeights(entries, dtype, check_weights, progress)
+            weights = FileWeights(entries, dtypes, check_weights, progress)
         return Decoder(config, kernels, weights, num_positions=num_positions)
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """What weights are handed out in."""
+
+    matrices: torch.dtype
+    vectors: torch.dtype
+
+    def of(self, shape: tuple[int, ...]) -> torch.dtype:
+        """For a tensor of this shape."""
+        return self.vectors if len(shape) == 1 else self.matrices
 
 
 class FileWeights:
@@ -70,11 +89,11 @@ class FileWeights:
     def __init__(
         self,
         entries: dict[str, tuple[SafetensorsFile, TensorEntry]],
-        dtype: torch.dtype,
+        dtypes: Dtypes,
         check: bool,
         progress: ProgressCallback,
     ) -> None:
-        self.entries, self.dtype, self.check, self.progress = entries, dtype, check, progress
+        self.entries, self.dtypes, self.check, self.progress = entries, dtypes, check, progress
         self.bytes_taken = self._bytes_read = 0
         self._bytes_total = sum(entry.end - entry.begin for _, entry in entries.values())
 
@@ -84,7 +103,7 @@ class FileWeights:
         tensor = file.read(entry, self._count)
         if self.check and not torch.isfinite(tensor).all():
             raise file.fault("NaN or Inf in the weights", f"tensor {entry.name}", "download the model again")
-        tensor = tensor.to(self.dtype)
+        tensor = tensor.to(self.dtypes.of(shape))
         self.bytes_taken += tensor.nbytes
         return tensor
 
@@ -96,9 +115,9 @@ class FileWeights:
 class DummyWeights:
     """Random weights that keep activations near unit size; a tensor depends on seed and name alone."""
 
-    def __init__(self, seed: int, dtype: torch.dtype, total: int, progress: ProgressCallback) -> None:
-        self.seed, self.dtype, self.total, self.progress = seed, dtype, total, progress
-        self.bytes_taken = 0
+    def __init__(self, seed: int, dtypes: Dtypes, total: int, progress: ProgressCallback) -> None:
+        self.seed, self.dtypes, self.total, self.progress = seed, dtypes, total, progress
+        self.bytes_taken = self._bytes_made = 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Matrices normal with deviation 1 / sqrt(columns), norm weights one, biases zero."""
@@ -107,9 +126,10 @@ class DummyWeights:
         else:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), self.seed & 0xFFFFFFFF))
             tensor = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
-        tensor = tensor.to(self.dtype)
+        tensor = tensor.to(self.dtypes.of(shape))
         self.bytes_taken += tensor.nbytes
-        self.progress(self.bytes_taken, self.total)
+        self._bytes_made += tensor.numel() * self.dtypes.matrices.itemsize
+        self.progress(self._bytes_made, self.total)
         return tensor
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,10 +14,10 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
 from quire.engine.hardware import Hardware
 from quire.engine.models.config import CacheSpec, ModelConfig
-from quire.engine.models.shapes import WeightCounts, count_weights
-from quire.engine.resolve import DtypeName, Resolved, choose_dtype, resolve
+from quire.engine.models.shapes import WeightCounts, count_bytes, count_weights
+from quire.engine.precision import Precision, choose_precision
+from quire.engine.resolve import Resolved, resolve
 
-DTYPE_BYTES: dict[DtypeName, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROCESS_BYTES = 200 << 20
 """What the HTTP process and the engine take beside weights and cache (measured: 50 MiB the one, 150 the other)."""
 GPU_MAX_NUM_SEQS = 256
@@ -109,10 +109,10 @@ class CacheWish:
     groups: tuple[CacheGroup, ...] = ONE_GROUP
 
 
-def block_bytes(specs: Sequence[CacheSpec], block_size: int, itemsize: int) -> int:
-    """Bytes of one block over all layers of the largest cache group, keys and values of `itemsize` bytes each."""
-    sizes = [2 * spec.num_kv_heads * spec.head_dim for spec in specs]
-    return max(sum(sizes[layer] for layer in group.layers) for group in group_layers(specs)) * block_size * itemsize
+def block_bytes(specs: Sequence[CacheSpec], block_size: int, slot_bytes: Callable[[int], int]) -> int:
+    """Bytes of one block over all layers of the largest cache group; `slot_bytes` says them of one head's key."""
+    sizes = [2 * spec.num_kv_heads * slot_bytes(spec.head_dim) for spec in specs]
+    return max(sum(sizes[layer] for layer in group.layers) for group in group_layers(specs)) * block_size
 
 
 def plan_cache(wish: CacheWish, bytes_per_block: int, available_bytes: int) -> CachePlan:
@@ -167,9 +167,10 @@ class Footprint:
 
     model_name: str
     resolved: Resolved
-    dtype: DtypeName
-    dtype_reason: str
+    precision: Precision
+    num_weights: int
     weights: WeightCounts
+    """Bytes by part."""
     tables_bytes: int
     """Cosines and sines of the rotary positions, float32."""
     block_bytes: int
@@ -177,8 +178,8 @@ class Footprint:
 
     @property
     def weights_bytes(self) -> int:
-        """In the dtype of the engine."""
-        return self.weights.total * DTYPE_BYTES[self.dtype]
+        """As the engine keeps them."""
+        return self.weights.total
 
     @property
     def token_bytes(self) -> float:
@@ -191,7 +192,7 @@ def footprint_of(
 ) -> Footprint:
     """What `model` will take. Raises UsageError or ModelError as `resolve` does."""
     resolved = resolve(config, model, hardware)
-    dtype, reason = choose_dtype(model, config.dtype, device)
+    precision = choose_precision(model, config, device)
     if device == "gpu":
         most = config.max_num_batched_tokens or GPU_MAX_NUM_SEQS
         resolved = replace(resolved, max_num_seqs=config.max_num_seqs or min(GPU_MAX_NUM_SEQS, most))
@@ -210,11 +211,11 @@ def footprint_of(
     return Footprint(
         model_name=config.model_name,
         resolved=resolved,
-        dtype=dtype,
-        dtype_reason=reason,
-        weights=count_weights(model),
+        precision=precision,
+        num_weights=count_weights(model).total,
+        weights=count_bytes(model, precision),
         tables_bytes=sum(rope.rotary_dim // 2 * 2 * 4 for rope in ropes) * resolved.max_model_len,
-        block_bytes=block_bytes(model.cache_specs(), resolved.block_size, DTYPE_BYTES[dtype]),
+        block_bytes=block_bytes(model.cache_specs(), resolved.block_size, precision.slot_bytes),
         wish=wish,
     )
 
@@ -227,10 +228,10 @@ def fit(footprint: Footprint, available_bytes: int) -> CachePlan:
     needed = footprint.weights_bytes
     if needed > available_bytes:
         fix = "use a smaller model or a machine with more memory"
-        if footprint.dtype == "float32" and needed // 2 <= available_bytes:
+        if footprint.precision.name == "float32" and needed // 2 <= available_bytes:
             fix = f"--dtype bfloat16 needs {gib(needed // 2)}"
         raise CapacityError(
-            f"model {footprint.model_name}: the weights need {gib(needed)} in {footprint.dtype}, "
+            f"model {footprint.model_name}: the weights need {gib(needed)} in {footprint.precision.name}, "
             f"{gib(available_bytes)} of memory are available; {fix}"
         )
     rest = max(0, available_bytes - needed - footprint.tables_bytes)

@@ -22,11 +22,12 @@ from quire.engine.kv_cache import KVCache
 from quire.engine.loader import load_model
 from quire.engine.messages import Progress, Ready
 from quire.engine.model_folder import STARTER
-from quire.engine.models.architectures import read_model_config
+from quire.engine.model_source import read_config
 from quire.engine.models.config import ModelConfig
 from quire.engine.models.decoder import Decoder
 from quire.engine.plan import CachePlan, fit, footprint_of
 from quire.engine.planted_faults import plant
+from quire.engine.precision import Precision
 from quire.engine.resolve import Resolved
 from quire.engine.runner import ModelRunner, StepWatch, Unwatched
 from quire.engine.scheduler import Scheduler, SchedulerConfig
@@ -66,16 +67,16 @@ def build_engine(
     """
     stopwatch, watch = stopwatch or Stopwatch(), watch or Unwatched()
     folder = Path(config.model)
-    model_config = read_model_config(folder, config.model_name)
+    model_config = read_config(folder, config.model_name)
     footprint = footprint_of(config, model_config, Hardware(min(count_cores(), torch.get_num_threads())))
     resolved, plan = footprint.resolved, fit(footprint, available_memory())
-    torch.set_num_threads(resolved.threads)
-    backend = _select_kernels(config, resolved)
-    dtype: torch.dtype = getattr(torch, footprint.dtype)
-    decoder = _load(config, model_config, resolved, backend, dtype, progress, watch)
+    backend = _select_kernels(config, resolved, footprint.precision)
+    backend.set_threads(resolved.threads)
+    stored, cached = (getattr(torch, name) for name in (footprint.precision.stored, footprint.precision.cache))
+    decoder = _load(config, model_config, resolved, backend, stored, progress, watch)
     stopwatch.lap("weights")
     plan.check_fits(available_memory())
-    cache = KVCache(model_config.cache_specs(), plan, dtype, torch.device(resolved.device))
+    cache = KVCache(model_config.cache_specs(), plan, cached, torch.device(resolved.device))
     stopwatch.lap("kv_cache")
     max_num_seqs = min(resolved.max_num_seqs, plan.num_tokens // plan.block_size)
     runner = ModelRunner(
@@ -88,7 +89,7 @@ def build_engine(
         vocab_size=resolved.vocab_size,
         watch=watch,
     )
-    threads = _threads(config, resolved, runner, plan, decoder.weights_bytes)
+    threads = _threads(config, resolved, runner, plan, backend, decoder.weights_bytes)
     budget = _warm_up(runner, resolved.max_num_batched_tokens, plan, max_num_seqs)
     progress(Progress("warmup", 1, 1))
     stopwatch.lap("warmup")
@@ -102,10 +103,10 @@ def build_engine(
         max_num_batched_tokens=budget,
         weights_bytes=decoder.weights_bytes,
         kv_cache_bytes=plan.bytes,
-        dtype=footprint.dtype,
+        dtype=footprint.precision.name,
         device=resolved.device,
         kernels=f"{backend.name} kernels on {resolved.device}, {threads} thread{'s' * (threads > 1)}; "
-        + footprint.dtype_reason,
+        + footprint.precision.reason,
         seconds=stopwatch.seconds,
         # The Python code in the starter's folder is ours: it made the weights.
         notes=(*(model_config.warnings if folder != STARTER else ()), *plan.notes),
@@ -113,9 +114,9 @@ def build_engine(
     return EngineCore(_scheduler(config, plan, max_num_seqs, budget), runner), ready
 
 
-def _select_kernels(config: EngineConfig, resolved: Resolved) -> kernels.Kernels:
+def _select_kernels(config: EngineConfig, resolved: Resolved, precision: Precision) -> kernels.Kernels:
     try:
-        return kernels.select(config.kernels, resolved.device)
+        return kernels.select(config.kernels, resolved.device, precision.quantization)
     except kernels.KernelsRefused as error:
         raise UsageError(f"--kernels {config.kernels}: {error}") from error
 
@@ -147,12 +148,25 @@ def _load(
     )
 
 
-def _threads(config: EngineConfig, resolved: Resolved, runner: ModelRunner, plan: CachePlan, weights_bytes: int) -> int:
+def _threads(
+    config: EngineConfig,
+    resolved: Resolved,
+    runner: ModelRunner,
+    plan: CachePlan,
+    backend: kernels.Kernels,
+    weights_bytes: int,
+) -> int:
     """Compute threads: for a small model fewer than there are cores when more do not pay."""
     if config.threads is not None or resolved.threads == 1 or weights_bytes > SMALL_WEIGHTS:
         return resolved.threads
     num_tokens_that_fit = min(plan.num_tokens, plan.max_model_len)
-    return choose_threads(runner, resolved.threads, num_tokens_that_fit=num_tokens_that_fit, block_size=plan.block_size)
+    return choose_threads(
+        runner,
+        resolved.threads,
+        backend.set_threads,
+        num_tokens_that_fit=num_tokens_that_fit,
+        block_size=plan.block_size,
+    )
 
 
 def _warm_up(runner: ModelRunner, given: int | None, plan: CachePlan, max_num_seqs: int) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ModelError, UsageError
-from quire.engine.hardware import Hardware, bfloat16_instructions
+from quire.engine.hardware import Hardware
 from quire.engine.models.config import ModelConfig
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
 DEFAULT_MAX_NUM_SEQS = 64
 """On a CPU; more sequences at once share the same matmul rate and only wait for each other."""
 MAX_BLOCK_SIZE = 256
@@ -64,25 +62,6 @@ def resolve(config: EngineConfig, model: ModelConfig, hardware: Hardware) -> Res
         max_num_batched_tokens=config.max_num_batched_tokens,
         vocab_size=_vocab_size(config, model),
     )
-
-
-def choose_dtype(model: ModelConfig, wanted: str, device: str) -> tuple[DtypeName, str]:
-    """The dtype to compute in, and a sentence that says why.
-
-    `wanted` auto | float32 | bfloat16 | float16. Auto on a CPU is bfloat16 where the checkpoint is in half precision
-    and the CPU multiplies bfloat16 itself, float32 elsewhere.
-    """
-    if wanted != "auto":
-        return cast(DtypeName, wanted), f"{wanted}, as asked"
-    stored = cast(DtypeName, model.torch_dtype or "float32")
-    if device != "cpu":
-        return stored, f"{stored}, as the checkpoint"
-    if stored == "float32":
-        return "float32", "float32, as the checkpoint"
-    flag = bfloat16_instructions()
-    if flag is None:
-        return "float32", f"float32: the checkpoint is {stored}, but this CPU has no bfloat16 instructions"
-    return "bfloat16", f"bfloat16: the checkpoint is {stored} and this CPU has {flag}"
 
 
 def _check_device(config: EngineConfig) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from quire.engine.devices import Device
 from quire.engine.models.config import AttentionSpec, ModelConfig
 from quire.engine.models.shapes import count_head, count_weights
-from quire.engine.resolve import DtypeName
+from quire.engine.precision import Precision
 
 BUDGET_SECONDS = 0.25
 """What the token budget of a step is worth on a CPU, as in `quire.engine.warm_up`."""
@@ -21,11 +21,10 @@ MIN_BUDGET, MAX_BUDGET = 32, 8192
 
 @dataclass(frozen=True)
 class Roofline:
-    """A model in a dtype on a device."""
+    """A model in a precision on a device."""
 
     model: ModelConfig
-    dtype: DtypeName
-    itemsize: int
+    precision: Precision
     device: Device
 
     def decode_seconds(self, batch: int, context: int) -> float:
@@ -57,24 +56,26 @@ class Roofline:
         """All matmuls of a step and what surrounds them, without attention."""
         counts, assumed = count_weights(self.model), self.device.efficiency
         body, head = counts.attention + counts.feed_forward, count_head(self.model) if sampled else 0
-        read = (body + head) * self.itemsize / (assumed.weights * self.device.bandwidth)
-        multiply = 2 * (body * rows + head * sampled) / (assumed.matmul * self.device.flops[self.dtype])
+        read = (body + head) * self.precision.weight_bytes / (assumed.weights * self.device.bandwidth)
+        multiply = 2 * (body * rows + head * sampled) / (assumed.matmul * self.device.flops[self.precision.activations])
         matmuls = max(read, multiply) if assumed.overlaps else read + multiply
         return matmuls + assumed.layer_seconds * self.model.num_layers + assumed.step_seconds
 
     def _kv_seconds(self, context: int) -> float:
         """To read one sequence's keys and values."""
+        slot_bytes = self.precision.slot_bytes
         read = sum(
-            2 * spec.num_kv_heads * spec.head_dim * min(context, spec.window or context) for spec in self._mixers()
+            2 * spec.num_kv_heads * slot_bytes(spec.head_dim) * min(context, spec.window or context)
+            for spec in self._mixers()
         )
-        return read * self.itemsize / (self.device.efficiency.kv * self.device.bandwidth)
+        return read / (self.device.efficiency.kv * self.device.bandwidth)
 
     def _attention_seconds(self, num_tokens: int) -> float:
         """Of a whole prompt: queries times keys, weights times values, for every pair that the mask lets through."""
         operations = sum(
             4 * spec.num_heads * spec.head_dim * _pairs(num_tokens, spec.window) for spec in self._mixers()
         )
-        return operations / (self.device.efficiency.attention * self.device.flops[self.dtype])
+        return operations / (self.device.efficiency.attention * self.device.flops[self.precision.activations])
 
     def _mixers(self) -> list[AttentionSpec]:
         return [layer.attention for layer in self.model.layers]

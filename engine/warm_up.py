@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import torch
-
 from quire.engine.cache_groups import NULL_BLOCK, has_window
 from quire.engine.messages import pack_ids
 from quire.engine.runner import ModelRunner
@@ -49,12 +47,13 @@ def find_token_budget(
 def choose_threads(
     runner: ModelRunner,
     most: int,
+    set_threads: Callable[[int], None],
     *,
     num_tokens_that_fit: int,
     block_size: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """One thread, unless `most` compute a short prompt `WORTH_THREADS` times as fast; torch is left at the choice.
+    """One thread, unless `most` compute a short prompt `WORTH_THREADS` times as fast; the choice is left set.
 
     For small models only: what their threads wait for each other is more than they share, and the cores are left to the
     HTTP process.
@@ -62,10 +61,10 @@ def choose_threads(
     num_tokens = min(MIN_TOKENS, num_tokens_that_fit)
     seconds = {}
     for threads in (1, most):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         seconds[threads] = _time_prompt(runner, num_tokens, block_size, clock)
     chosen = most if seconds[1] > WORTH_THREADS * seconds[most] else 1
-    torch.set_num_threads(chosen)
+    set_threads(chosen)
     return chosen
 
 

@@ -1,34 +1,69 @@
-"""Tensors in, tensors out: the operations a model is made of, in several backends behind one interface."""
+"""Tensors in, tensors out: the operations a model is made of, in several backends behind one interface.
+
+The names of the interface are loaded when first used: whoever asks only whether the compiled kernels are there
+(`quire.kernels.cpu.library`) needs no torch.
+"""
 
 from __future__ import annotations
 
-import torch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from quire.kernels.cpu.torch_backend import CpuKernels
-from quire.kernels.interface import Activation, AttentionPlan, Kernels
-from quire.kernels.reference import ReferenceKernels
+if TYPE_CHECKING:
+    from quire.kernels.interface import Activation, AttentionPlan, Kernels, Packed
 
-__all__ = ["Activation", "AttentionPlan", "Kernels", "KernelsRefused", "select"]
+__all__ = ["Activation", "AttentionPlan", "Kernels", "KernelsRefused", "Packed", "select"]
+_OF_INTERFACE = ("Activation", "AttentionPlan", "Kernels", "Packed")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_INTERFACE:
+        return getattr(import_module("quire.kernels.interface"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class KernelsRefused(ValueError):
     """A backend that cannot serve on this device; the text says why and what to choose instead."""
 
 
-def select(name: str, device: str) -> Kernels:
-    """Choose a backend for a device, once, at start: name auto | reference | cpu | triton, device cpu | cuda.
+def select(name: str, device: str, precision: str | None = None) -> Kernels:
+    """Choose a backend for a device, once, at start: name auto | reference | cpu | pytorch | triton, device cpu | cuda.
 
-    `auto` is the fastest that is built for the device. Raises KernelsRefused with the reason.
+    `auto` is the fastest that is built for the device; on a CPU the compiled kernels, or PyTorch where they are not
+    there. `precision` is what the weights of linear layers are packed in; None: as they come. Only the compiled
+    kernels pack in another one. Raises KernelsRefused with the reason.
     """
-    if name == "reference":
-        return ReferenceKernels(torch.device(device))
     if name == "triton" or (name == "auto" and device != "cpu"):
         raise KernelsRefused(
             f"kernels {name!r} on device {device!r}: the triton backend is not built yet; "
             "use --device cpu, or --kernels reference"
         )
-    if name == "cpu" and device != "cpu":
-        raise KernelsRefused(f"kernels 'cpu' on device {device!r}: they run on the CPU alone; use --device cpu")
-    if name not in ("auto", "cpu"):
-        raise KernelsRefused(f"kernels {name!r}: unknown; choose auto, reference, cpu or triton")
+    if name in ("cpu", "pytorch") and device != "cpu":
+        raise KernelsRefused(f"kernels {name!r} on device {device!r}: they run on the CPU alone; use --device cpu")
+    if name not in ("auto", "cpu", "pytorch", "reference"):
+        raise KernelsRefused(f"kernels {name!r}: unknown; choose auto, reference, cpu, pytorch or triton")
+    return _on_cpu(name, device, precision)
+
+
+def _on_cpu(name: str, device: str, precision: str | None) -> Kernels:
+    import torch
+
+    from quire.kernels.cpu.library import LibraryMissing, load
+
+    reason = f"{name!r} was asked for"
+    if name in ("auto", "cpu"):
+        from quire.kernels.cpu.compiled import CompiledKernels
+
+        try:
+            return CompiledKernels(load(), precision)
+        except LibraryMissing as missing:
+            reason = str(missing)
+    if precision is not None:
+        raise KernelsRefused(f"kernels {name!r} with weights in {precision}: only the compiled ones do that; {reason}")
+    if name == "reference":
+        from quire.kernels.reference import ReferenceKernels
+
+        return ReferenceKernels(torch.device(device))
+    from quire.kernels.cpu.torch_backend import CpuKernels
+
     return CpuKernels()

@@ -38,14 +38,32 @@ class AttentionPlan:
     derived: dict[type, Any] = field(default_factory=dict, init=False, repr=False)
 
 
+class Packed(Protocol):
+    """A linear layer's weights as a backend keeps them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take, scales and bias included."""
+
+
 class Kernels(Protocol):
     """The operations of one backend on one device. T = query rows of the step; every output is a new tensor."""
 
     name: str
     device: torch.device
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> Any:
-        """Bring a linear layer's weight [out, in] (and bias [out]) into the form that `linear` reads; once, at load."""
+    def set_threads(self, threads: int) -> None:
+        """How many threads the operations use from now on; no result depends on it."""
+
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """What activations, norms and biases are in where the matrices are in `weights`."""
+
+    def pack(self, weight: Tensor, bias: Tensor | None, *, precise: bool = False) -> Any:
+        """Bring a linear layer's weight [out, in] (and bias [out]) into the form that `linear` reads; once, at load.
+
+        What it returns is a `Packed`. `precise`: errors in this matrix are seen directly (embedding and head), so
+        a backend that stores few bits a weight may give it more.
+        """
 
     def linear(self, x: Tensor, packed: Any) -> Tensor:
         """x [T, in] -> [T, out], in x's dtype. A row of the result depends on that row of x alone."""
@@ -62,10 +80,13 @@ class Kernels(Protocol):
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension; statistics in float32."""
 
-    def rope(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
+    def rope(
+        self, x: Tensor, positions: Tensor, cos_sin: Tensor, *, norm: Tensor | None = None, eps: float = 0.0
+    ) -> Tensor:
         """Rotate x [T, heads, D] by its positions int64 [T] (Su et al., 2021; halves, not pairs, as Hugging Face does).
 
-        cos_sin float32 [max_positions, 2, R // 2]: cosines then sines; only the first R <= D features rotate.
+        cos_sin float32 [max_positions, 2, R // 2]: cosines then sines; only the first R <= D features rotate. With
+        `norm` [heads, D], `rms_norm(x, norm, eps)` is rotated.
         """
 
     def write_kv(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> None:

@@ -21,6 +21,11 @@ class PackedLinear:
     weight: Tensor
     bias: Tensor | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.weight.nbytes + (self.bias.nbytes if self.bias is not None else 0)
+
 
 def act(x: Tensor, kind: Activation) -> Tensor:
     """The activation function `kind` of x, elementwise, in x's dtype."""
@@ -64,7 +69,15 @@ class ReferenceKernels:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    def set_threads(self, threads: int) -> None:
+        """Torch's own."""
+        torch.set_num_threads(threads)
+
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """The weights'."""
+        return weights
+
+    def pack(self, weight: Tensor, bias: Tensor | None, *, precise: bool = False) -> PackedLinear:
         """Keep weight and bias as they are."""
         return PackedLinear(weight, bias)
 
@@ -93,8 +106,12 @@ class ReferenceKernels:
             y = y + bias.float()
         return y.to(x.dtype)
 
-    def rope(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
+    def rope(
+        self, x: Tensor, positions: Tensor, cos_sin: Tensor, *, norm: Tensor | None = None, eps: float = 0.0
+    ) -> Tensor:
         """Rotate the first R features of every head: feature i pairs with feature i + R / 2."""
+        if norm is not None:
+            x = self.rms_norm(x, norm, eps)
         cos, sin = cos_sin[positions][:, None].unbind(dim=2)
         half = cos.shape[-1]
         x32 = x.float()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from quire.engine.config import Device, Dtype, EngineConfig, KernelsName, Policy
+from quire.engine.config import CacheDtype, Device, Dtype, EngineConfig, KernelsName, Policy, Quantization
 from quire.engine.errors import UsageError
 from quire.server.api_keys import ApiKey, read_api_keys
 from quire.server.parsing import BlockSize, Count, Name, Names, OptionalCount, Port, RootPath, Seconds, Whole
@@ -49,6 +49,9 @@ class ServerSettings(BaseModel):
     download_dir: Name | None = _flag(MODEL, "DIR", "where downloads go instead of Hugging Face's cache")
     load_format: Literal["auto", "dummy"] = _flag(MODEL, "FORMAT", "auto: safetensors; dummy: random weights")
     dtype: Dtype = _flag(MODEL, "DTYPE", "auto, float32, bfloat16 or float16")
+    quantization: Quantization | None = _flag(
+        MODEL, "KIND", "pack weights in int8, int4, or int8-w8a8"
+    )
     generation_config: Literal["auto", "none"] = _flag(MODEL, "auto|none", "whether the model's sampling defaults hold")
     chat_template: Name | None = _flag(MODEL, "FILE", "Jinja template in place of the model's own")
     seed: Whole = _flag(MODEL, "N", "seed of the weights of --load-format dummy")
@@ -67,9 +70,10 @@ class ServerSettings(BaseModel):
     allow_unauthenticated: bool = _flag(ACCESS, "", "leave this machine without a key")
 
     device: Device = _flag(DEVICE, "DEVICE", "auto, cpu or cuda")
-    kernels: KernelsName = _flag(DEVICE, "NAME", "auto, reference, cpu or triton")
+    kernels: KernelsName = _flag(DEVICE, "NAME", "auto, cpu, pytorch, reference or triton")
     threads: OptionalCount = _flag(DEVICE, "N", "compute threads on the CPU")
     kv_cache_memory_bytes: OptionalCount = _flag(DEVICE, "SIZE", "memory of the KV cache, such as 2GiB")
+    kv_cache_dtype: Literal["auto"] | CacheDtype = _flag(DEVICE, "DTYPE", "auto, float32, bfloat16, float16 or int8")
     block_size: BlockSize = _flag(DEVICE, "TOKENS", "tokens a block; a power of two up to 256")
     num_gpu_blocks_override: OptionalCount = _flag(DEVICE, "N", "blocks of the KV cache, on any device")
     enable_prefix_caching: bool = _flag(DEVICE, "", "reuse the blocks of equal prompt beginnings")

@@ -57,7 +57,7 @@ class Attention:
         """x [T, hidden] -> [T, hidden]; the keys and values of these tokens are written to the caches first."""
         spec = self.spec
         qkv = self.kernels.linear(x, self.qkv).view(x.shape[0], -1, spec.head_dim)  # [T, heads + 2 * kv_heads, D]
-        query_key = self.rope(self.head_norm(qkv[:, : -spec.num_kv_heads]), positions)
+        query_key = self.rope(qkv[:, : -spec.num_kv_heads], positions, self.head_norm)
         query, key, value = query_key[:, : spec.num_heads], query_key[:, spec.num_heads :], qkv[:, -spec.num_kv_heads :]
         self.kernels.write_kv(key, value, k_cache, v_cache, plan)
         mixed = self.kernels.paged_attention(

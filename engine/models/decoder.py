@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,12 +45,12 @@ class Block:
 class TokenEmbedding:
     """A table of its own."""
 
-    def __init__(self, table: Tensor) -> None:
-        self.table = table
+    def __init__(self, table: Tensor, dtype: torch.dtype) -> None:
+        self.table, self.dtype = table, dtype
 
     def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """token_ids int64 [T] -> [T, hidden]."""
-        return F.embedding(token_ids, self.table)
+        return F.embedding(token_ids, self.table).to(self.dtype)
 
 
 class TiedEmbedding:
@@ -113,12 +114,15 @@ class Decoder:
         embedding = names.prefix + names.embedding
         tokens: TokenEmbedding | TiedEmbedding
         if config.tie_word_embeddings:
-            head = self.kernels.pack(weights.take(f"{embedding}.weight", shape), None)
+            head = take_linear(
+                weights, self.kernels, [embedding], shape[:1], shape[1], bias=False, transposed=False, precise=True
+            )
             tokens = TiedEmbedding(self.kernels, head)
         else:
-            tokens = TokenEmbedding(weights.take(f"{embedding}.weight", shape))
+            table = weights.take(f"{embedding}.weight", shape)
+            tokens = TokenEmbedding(table, self.kernels.activation_dtype(table.dtype))
             head = take_linear(
-                weights, self.kernels, [names.lm_head], shape[:1], shape[1], bias=False, transposed=False
+                weights, self.kernels, [names.lm_head], shape[:1], shape[1], bias=False, transposed=False, precise=True
             )
         if names.positions is None:
             return tokens, head

@@ -61,10 +61,10 @@ def take_head_norm(
     names: tuple[str, str],
     kernels: Kernels,
     weights: WeightSource,
-) -> Norm:
+) -> RMSNorm | None:
     """One norm for the heads of queries and keys side by side; sizes: heads, kv heads, head dim; names: q's, k's."""
     if spec is None:
-        return unchanged
+        return None
     num_heads, num_kv_heads, head_dim = sizes
     query, key = (weights.take(f"{name}.weight", (head_dim,)) for name in names)
     weight = query.new_empty((num_heads + num_kv_heads, head_dim))

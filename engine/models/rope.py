@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quire.engine.models.config import RopeSpec
+from quire.engine.models.norm import RMSNorm
 from quire.kernels import Kernels
 
 
@@ -72,14 +73,16 @@ class Rope:
     def __init__(self, kernels: Kernels, table: Tensor) -> None:
         self.kernels, self.table = kernels, table
 
-    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [T, heads, D], positions int64 [T] -> [T, heads, D]."""
-        return self.kernels.rope(x, positions, self.table)
+    def __call__(self, x: Tensor, positions: Tensor, norm: RMSNorm | None) -> Tensor:
+        """x [T, heads, D], normed first where there is a norm, positions int64 [T] -> [T, heads, D]."""
+        if norm is None:
+            return self.kernels.rope(x, positions, self.table)
+        return self.kernels.rope(x, positions, self.table, norm=norm.weight, eps=norm.eps)
 
 
 class NoRope:
     """Positions reach the layer another way, or not at all."""
 
-    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x as it is."""
-        return x
+    def __call__(self, x: Tensor, positions: Tensor, norm: RMSNorm | None) -> Tensor:
+        """x, normed where there is a norm."""
+        return x if norm is None else norm(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from quire.engine.models.config import LayerSpec, ModelConfig, NormSpec, WeightNames
 
@@ -22,7 +23,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 @dataclass(frozen=True)
 class WeightCounts:
-    """Numbers of weights by part; what is tied counts once."""
+    """Numbers of weights by part, or the bytes that they take; what is tied counts once."""
 
     embeddings: int
     """Tokens, learned positions, and the language-model head."""
@@ -44,6 +45,42 @@ def count_weights(config: ModelConfig) -> WeightCounts:
         feed_forward += _count(_feed_forward(layer, config.hidden_size, config.names, ""))
         norms += _count(_block_norms(layer, config.hidden_size, config.names, ""))
     return WeightCounts(_count(_embeddings(config)), attention, feed_forward, norms + _count(_final_norm(config)))
+
+
+class Storage(Protocol):
+    """Says how many bytes weights take; `quire.engine.precision.Precision` is one."""
+
+    def matrix_bytes(self, out_features: int, in_features: int, *, bias: bool, precise: bool) -> int:
+        """Of a linear layer, packed; `precise`: see `quire.kernels.interface.Kernels.pack`."""
+
+    def table_bytes(self, count: int) -> int:
+        """Of weights that are only read by row."""
+
+    def vector_bytes(self, count: int) -> int:
+        """Of norms."""
+
+
+def count_bytes(config: ModelConfig, storage: Storage) -> WeightCounts:
+    """How many bytes each part of the model takes, its linear layers packed as `take_linear` packs them."""
+    counts = count_weights(config)
+    embeddings = storage.matrix_bytes(config.vocab_size, config.hidden_size, bias=False, precise=True)
+    embeddings += storage.table_bytes(counts.embeddings - count_head(config))
+    attention = feed_forward = 0
+    for layer in config.layers:
+        mixer, mlp = layer.attention, layer.feed_forward
+        query_size, kv_size = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
+        for out_features, in_features, bias in (
+            (query_size + 2 * kv_size, config.hidden_size, mixer.qkv_bias),
+            (config.hidden_size, query_size, mixer.out_bias),
+        ):
+            attention += storage.matrix_bytes(out_features, in_features, bias=bias, precise=False)
+        attention += storage.vector_bytes(2 * mixer.head_dim if mixer.qk_norm is not None else 0)
+        for out_features, in_features in (
+            (mlp.intermediate_size * (2 if mlp.gated else 1), config.hidden_size),
+            (config.hidden_size, mlp.intermediate_size),
+        ):
+            feed_forward += storage.matrix_bytes(out_features, in_features, bias=mlp.bias, precise=False)
+    return WeightCounts(embeddings, attention, feed_forward, storage.vector_bytes(counts.norms))
 
 
 def count_head(config: ModelConfig) -> int:

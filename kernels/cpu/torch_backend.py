@@ -32,6 +32,11 @@ class PackedLinear:
     bias: Tensor | None
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.weight.nbytes + (self.bias.nbytes if self.bias is not None else 0)
+
+    @property
     def transposed(self) -> bool:
         """Whether the weight is stored [in, out]."""
         return self.weight.dtype == torch.float32
@@ -57,12 +62,20 @@ def _derived_of(plan: AttentionPlan) -> _Derived:
 class CpuKernels:
     """`Kernels` on the CPU. See `quire.kernels.interface` for shapes and meanings."""
 
-    name = "cpu"
+    name = "pytorch"
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    def set_threads(self, threads: int) -> None:
+        """Torch's own."""
+        torch.set_num_threads(threads)
+
+    def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """The weights'."""
+        return weights
+
+    def pack(self, weight: Tensor, bias: Tensor | None, *, precise: bool = False) -> PackedLinear:
         """Store the weight as this dtype's matmul reads it."""
         return PackedLinear(weight.T.contiguous() if weight.dtype == torch.float32 else weight.contiguous(), bias)
 
@@ -91,8 +104,12 @@ class CpuKernels:
         """(x - mean) / sqrt(var + eps) * weight + bias."""
         return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
-    def rope(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
+    def rope(
+        self, x: Tensor, positions: Tensor, cos_sin: Tensor, *, norm: Tensor | None = None, eps: float = 0.0
+    ) -> Tensor:
         """Rotate the first R features of every head."""
+        if norm is not None:
+            x = self.rms_norm(x, norm, eps)
         cos, sin = cos_sin.index_select(0, positions)[:, None].unbind(2)
         half = cos.shape[-1]
         halves = x[..., : 2 * half].view(*x.shape[:2], 2, half)
@@ -105,7 +122,7 @@ class CpuKernels:
         return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
 
     def write_kv(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> None:
-        """Put each token's key and value into its slot."""
+        """Put each token's key and value into its slot, rounded to the cache's dtype."""
         _, kv_heads, block_size, head_dim = k_cache.shape
         derived = _derived_of(plan)
         rows = derived.cache_rows.get((kv_heads, block_size))
@@ -113,8 +130,8 @@ class CpuKernels:
             block_ids, offsets = plan.slot_mapping // block_size, plan.slot_mapping % block_size
             rows = ((block_ids[:, None] * kv_heads + torch.arange(kv_heads)) * block_size + offsets[:, None]).view(-1)
             derived.cache_rows[kv_heads, block_size] = rows
-        k_cache.view(-1, head_dim).index_copy_(0, rows, key.reshape(-1, head_dim))
-        v_cache.view(-1, head_dim).index_copy_(0, rows, value.reshape(-1, head_dim))
+        k_cache.view(-1, head_dim).index_copy_(0, rows, key.reshape(-1, head_dim).to(k_cache.dtype))
+        v_cache.view(-1, head_dim).index_copy_(0, rows, value.reshape(-1, head_dim).to(v_cache.dtype))
 
     def paged_attention(
         self,

@@ -38,7 +38,8 @@ def test_layers_in_the_same_place_of_their_groups_share_memory() -> None:
     plan = CachePlan(5, 4, max_model_len=16, bytes=0, groups=groups)
     cache = KVCache(specs, plan, torch.float32, torch.device("cpu"))
     assert [group.layers for group in groups] == [(0, 3), (1, 2), (4,)]
-    assert block_bytes(specs, 4, 4) * 5 == sum(tensor.nbytes for pair in cache.stripes for tensor in pair)
+    allocated = sum(tensor.nbytes for pair in cache.stripes for tensor in pair)
+    assert allocated == 5 * block_bytes(specs, 4, lambda head_dim: 4 * head_dim)
     places = {layer: keys.data_ptr() for layer, (keys, _) in enumerate(cache.layers)}
     assert places[0] == places[1] == places[4] != places[2] == places[3]
     assert cache.by_layer(["full", "window", "rest"]) == ["full", "window", "window", "full", "rest"]

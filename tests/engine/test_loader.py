@@ -20,6 +20,7 @@ from quire.engine.errors import ModelError
 from quire.engine.loader import load_model
 from quire.engine.models.architectures import read_model_config
 from quire.kernels import select
+from quire.kernels.cpu.torch_backend import CpuKernels
 
 WEIGHTS = "model.safetensors"
 SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "vocab_size": 100}
@@ -203,11 +204,24 @@ def test_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_files_are_cast(dtype: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, "llama", dtype=dtype, **SMALL)
-    decoder = load_tiny(folder)
+    decoder = load_tiny(folder, "pytorch")
     stored = load_file(folder / WEIGHTS)["model.norm.weight"]
     assert stored.dtype == getattr(torch, dtype)
     assert torch.equal(decoder.final_norm.weight, stored.float())
     assert decoder.weights_bytes == sum(tensor.numel() * 4 for tensor in load_file(folder / WEIGHTS).values())
+
+
+def test_where_vectors_are_float32_matrices_stay_small(tmp_path: Path) -> None:
+    class Kernels(CpuKernels):
+        def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
+            return torch.float32
+
+    folder = tiny_checkpoint(tmp_path, "llama", dtype="bfloat16", **SMALL)
+    config = read_model_config(folder, "tiny")
+    decoder = load_model(folder, config, Kernels(), dtype=torch.bfloat16)
+    assert decoder.final_norm.weight.dtype == torch.float32
+    sizes = [tensor.numel() * (4 if tensor.dim() == 1 else 2) for tensor in load_file(folder / WEIGHTS).values()]
+    assert decoder.weights_bytes == sum(sizes)
 
 
 def test_progress_counts_bytes_of_the_files(folder: Path) -> None:

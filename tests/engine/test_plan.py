@@ -30,7 +30,7 @@ def wish(**fields: Any) -> CacheWish:
 
 def test_block_bytes_counts_keys_and_values_of_every_layer() -> None:
     specs = [CacheSpec(2, 64, None), CacheSpec(1, 32, 24)]
-    assert block_bytes(specs, 16, itemsize=2) == 2 * 2 * 16 * (2 * 64 + 1 * 32)
+    assert block_bytes(specs, 16, lambda head_dim: 2 * head_dim) == 2 * 2 * 16 * (2 * 64 + 1 * 32)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def footprint(folder: Path, values: dict[str, Any], device: Literal["cpu", "gpu"
 def test_the_figures_of_llama_3_1_8b(tmp_path: Path) -> None:
     """8,030,261,248 parameters, as its card says; 128 KiB of keys and values a token (docs: PERFORMANCE)."""
     found = footprint(tmp_path, LLAMA_8B)
-    assert found.weights.total == 8_030_261_248
-    assert (found.dtype, found.weights_bytes, found.token_bytes) == ("bfloat16", 16_060_522_496, 131_072)
+    assert found.num_weights == 8_030_261_248
+    assert (found.precision.name, found.weights_bytes, found.token_bytes) == ("bfloat16", 16_060_522_496, 131_072)
     assert found.tables_bytes == 131072 * 128 * 4
     plan = fit(found, 80 * GIB)
     rest = 80 * GIB - found.weights_bytes - found.tables_bytes

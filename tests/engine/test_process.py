@@ -14,8 +14,7 @@ import torch
 from support.checkpoints import tiny_checkpoint
 from support.toy_model import TOY_SPEC, ToyKernels, ToyModel
 
-from quire.engine import resolve as resolving
-from quire.engine import warm_up
+from quire.engine import precision, warm_up
 from quire.engine.__main__ import serve
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError, ModelError, QuireError, UsageError
@@ -39,12 +38,14 @@ from quire.engine.messages import (
 from quire.engine.models.architectures import read_model_config
 from quire.engine.models.config import ModelConfig
 from quire.engine.plan import CachePlan
+from quire.engine.precision import Precision, choose_precision
 from quire.engine.process import build_engine
 from quire.engine.progress_page import ProgressPage
-from quire.engine.resolve import Resolved, choose_dtype, resolve
+from quire.engine.resolve import Resolved, resolve
 from quire.engine.runner import ModelRunner
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.warm_up import choose_threads, find_token_budget
+from quire.kernels.cpu.library import LibraryMissing
 
 MIB = 1 << 20
 
@@ -117,17 +118,55 @@ def test_settings_that_cannot_be_honoured(fields: dict[str, Any], words: list[st
         assert word in str(caught.value)
 
 
-def test_choice_of_dtype(model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def precision_of(model_config: ModelConfig, **fields: Any) -> Precision:
+    return choose_precision(model_config, EngineConfig(model="m", model_name="m", **fields), "cpu")
+
+
+def test_without_compiled_kernels_the_cpu_decides(model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     half = replace(model_config, torch_dtype="bfloat16")
-    monkeypatch.setattr(resolving, "bfloat16_instructions", lambda: None)
-    dtype, reason = choose_dtype(half, "auto", "cpu")
-    assert dtype == "float32"
-    assert "this CPU has no bfloat16 instructions" in reason
-    monkeypatch.setattr(resolving, "bfloat16_instructions", lambda: "amx_bf16")
-    sentence = "bfloat16: the checkpoint is bfloat16 and this CPU has amx_bf16"
-    assert choose_dtype(half, "auto", "cpu") == ("bfloat16", sentence)
-    assert choose_dtype(model_config, "auto", "cpu")[0] == "float32"
-    assert choose_dtype(half, "float16", "cpu")[0] == "float16"
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: None)
+    found = precision_of(half, kernels="pytorch")
+    assert (found.stored, found.activations, found.cache) == ("float32", "float32", "float32")
+    assert "this CPU has no bfloat16 instructions" in found.reason
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: "amx_bf16")
+    found = precision_of(half, kernels="pytorch")
+    assert found.reason == "bfloat16: the checkpoint is bfloat16 and this CPU has amx_bf16"
+    assert (found.stored, found.activations, found.cache) == ("bfloat16", "bfloat16", "bfloat16")
+    assert precision_of(model_config, kernels="pytorch").stored == "float32"
+    assert precision_of(half, kernels="pytorch", dtype="float16").stored == "float16"
+    assert precision_of(half, kernels="pytorch", kv_cache_dtype="float32").cache == "float32"
+
+
+def test_the_compiled_kernels_keep_the_checkpoints_weights(
+    model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "usable", lambda: ("avx2",))
+    half = replace(model_config, torch_dtype="bfloat16")
+    found = precision_of(half)
+    assert (found.name, found.activations, found.cache) == ("bfloat16", "float32", "bfloat16")
+    assert precision_of(half, quantization="int4", kv_cache_dtype="int8").name == "int4"
+    assert precision_of(half, kv_cache_dtype="int8").slot_bytes(64) == 68
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"quantization": "int8"},
+            "--quantization int8: only the compiled CPU kernels .* they were not built",
+        ),
+        ({"kv_cache_dtype": "int8", "kernels": "reference"}, "int8: .*--kernels reference was asked for"),
+    ],
+)
+def test_what_only_the_compiled_kernels_have(
+    fields: dict[str, Any], words: str, model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> tuple[str, ...]:
+        raise LibraryMissing("they were not built")
+
+    monkeypatch.setattr(precision, "usable", missing)
+    with pytest.raises(UsageError, match=words):
+        precision_of(model_config, **fields)
 
 
 def test_a_tokenizer_of_another_model_is_refused(model_config: ModelConfig) -> None:
@@ -170,10 +209,9 @@ def test_threads_that_do_not_help_are_left_to_others(
 ) -> None:
     now = [0.0]
     threads = [0]
-    monkeypatch.setattr(warm_up.torch, "set_num_threads", lambda count: threads.append(count))
     monkeypatch.setattr(warm_up, "run_prompt", lambda *arguments: now.append(now[-1] + seconds[threads[-1]]))
     runner = ModelRunner.__new__(ModelRunner)
-    found = choose_threads(runner, 4, num_tokens_that_fit=64, block_size=16, clock=lambda: now[-1])
+    found = choose_threads(runner, 4, threads.append, num_tokens_that_fit=64, block_size=16, clock=lambda: now[-1])
     assert found == threads[-1] == chosen
 
 

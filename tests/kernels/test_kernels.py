@@ -22,7 +22,7 @@ def reference() -> Kernels:
     return select("reference", "cpu")
 
 
-@pytest.fixture(scope="module", params=["cpu"])
+@pytest.fixture(scope="module", params=["pytorch"])
 def backend(request: pytest.FixtureRequest) -> Kernels:
     return select(request.param, "cpu")
 
@@ -310,7 +310,7 @@ def test_copy_blocks(reference: Kernels, backend: Kernels) -> None:
 
 
 def test_select() -> None:
-    assert select("auto", "cpu").name == "cpu"
+    assert select("pytorch", "cpu").name == "pytorch"
     assert select("reference", "cpu").name == "reference"
     for name, device, reason in (
         ("triton", "cpu", "not built yet"),
@@ -320,3 +320,15 @@ def test_select() -> None:
     ):
         with pytest.raises(KernelsRefused, match=reason):
             select(name, device)
+    with pytest.raises(KernelsRefused, match="only the compiled ones"):
+        select("pytorch", "cpu", "int8")
+
+
+def test_a_norm_before_the_rotation(reference: Kernels, backend: Kernels) -> None:
+    x, positions, weight = torch.randn(7, 3, 64), torch.tensor([0, 1, 5, 5, 99, 2, 50]), torch.rand(3, 64)
+    angles = torch.outer(torch.arange(100.0), torch.rand(16))
+    table = torch.stack((angles.cos(), angles.sin()), dim=1)
+    expected = reference.rope(reference.rms_norm(x, weight, 1e-6), positions, table)
+    for kernels in (reference, backend):
+        found = kernels.rope(x, positions, table, norm=weight, eps=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
