@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,10 @@ BLOCK = 64
 """Outputs that are packed together."""
 SLAB_BYTES = 8 << 20
 """How much of a weight is converted at a time."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Precisions that are stored as they are."""
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
-"""What native/matmul.c calls them."""
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What is handed over to be packed; float32 for the others."""
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4, "int8-w8a8": 5}
+"""Precision -> what native/matmul.h calls it. int8-w8a8 needs VNNI."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class PackedLinear:
     in_features: int
     precision: str
     data: Tensor
-    """uint8, one dimension; native/matmul.c draws its layout."""
+    """uint8, one dimension; native/matmul.h says its layout."""
     padded_bias: Tensor | None
     """float32 [out, rounded up to 64]"""
 
@@ -49,24 +50,33 @@ class Linear:
     def __init__(self, library: Library) -> None:
         self.library = library
         kind, size, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-        self._bytes = library.function("linear_bytes", (kind, size, size), size)
+        self._bytes: Callable[[int, int, int], int] = library.function("linear_bytes", (kind, size, size), size)
         self._pack = library.function("linear_pack", (kind, address, size, size, address, size))
         self._linear = library.function("linear", (kind, address, size, size, address, address, address, size))
         self._rows = library.function("linear_rows", (kind, address, size, address, size, address))
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What `pack` can make here."""
+        return tuple(name for name, kind in KINDS.items() if self._bytes(kind, 1, 1))
 
     def pack(self, weight: Tensor, bias: Tensor | None, precision: str | None = None) -> PackedLinear:
         """Pack weight [out, in] (float32, bfloat16, float16) and bias [out]; `precision` None keeps the weight's own.
 
         Nothing of `weight` is kept, and no second copy of it is made: it is converted a slab of rows at a time.
+        ValueError where the instruction set has no such precision.
         """
         if precision is None:
             precision = str(weight.dtype).removeprefix("torch.")
+        if precision not in self.precisions:
+            known = ", ".join(self.precisions)
+            raise ValueError(f"no linear layer in {precision} on {self.library.isa}; there are: {known}")
         kind = KINDS[precision]
         out_features, in_features = weight.shape
         data = torch.empty(self._bytes(kind, out_features, in_features), dtype=torch.uint8)
-        slab = max(1, SLAB_BYTES // (weight.element_size() * in_features * BLOCK)) * BLOCK
+        slab = max(1, SLAB_BYTES // (4 * in_features * BLOCK)) * BLOCK
         for start in range(0, out_features, slab):
-            rows = weight[start : start + slab].to(DTYPES[precision]).contiguous()
+            rows = weight[start : start + slab].to(DTYPES.get(precision, torch.float32)).contiguous()
             self._pack(kind, rows.data_ptr(), len(rows), in_features, data.data_ptr(), start // BLOCK)
         padded_bias = None
         if bias is not None:
