@@ -42,7 +42,9 @@ def main(command: str, arguments: list[str]) -> int:
         todo = [request for request in requests if not output.earlier.has(request)]
         try:
             if todo:
-                with running_or_own(options.base_url, options.api_key, options.model or _only_model(todo)) as server:
+                named = _only_model(todo)
+                model = options.model or (named if all(line.model or line.fault for line in todo) else None)
+                with running_or_own(options.base_url, options.api_key, model, serve=named) as server:
                     _send(server, todo, output, options.max_concurrency)
         except KeyboardInterrupt:
             print(f"stopped: {output.state()}", file=sys.stderr)
@@ -193,7 +195,7 @@ def _read_input(name: str) -> list[Request]:
 
 
 def _only_model(requests: list[Request]) -> str | None:
-    """The model that all lines name, where they agree."""
+    """The model that is named, where no line names another."""
     named = {line.model for line in requests if line.model is not None}
     return named.pop() if len(named) == 1 else None
 

@@ -63,14 +63,16 @@ class Server:
 
 
 @contextmanager
-def running_or_own(base_url: str | None, api_key: str | None, model: str | None) -> Iterator[Server]:
-    """The server at the address, or one of our own when this machine has none there."""
+def running_or_own(
+    base_url: str | None, api_key: str | None, model: str | None, *, serve: str | None = None
+) -> Iterator[Server]:
+    """The server at the address, asked for `model`, or one of our own with `model` or `serve` when none is there."""
     url = protocol.base_url(base_url, os.environ)
     if _answers(url, api_key):
         yield Server(url, api_key, model)
         return
-    print(dim(f"no server at {url}: starting one with {_called(model)} ..."), file=sys.stderr)
-    with own(model) as server:
+    print(dim(f"no server at {url}: starting one with {_called(model or serve)} ..."), file=sys.stderr)
+    with own(model or serve) as server:
         yield server
 
 

@@ -134,6 +134,17 @@ def test_every_line_has_its_result(
     assert len(stub.engine.requests) == 21
 
 
+def test_a_line_without_a_model_asks_for_the_servers_own(
+    stub: StubServer, batch: Callable[..., int], tmp_path: Path
+) -> None:
+    """Whatever the other lines ask for."""
+    nameless = {"custom_id": "nameless", "method": "POST", "url": "/v1/completions", "body": {"prompt": "abc"}}
+    assert batch([nameless, chat("wrong", model="another")]) == 1
+    results = read(tmp_path / "out.jsonl")
+    assert results["nameless"]["response"]["body"]["model"] == "stub"
+    assert results["wrong"]["response"]["status_code"] == 404
+
+
 def test_no_more_at_a_time_than_asked_for(stub: StubServer, batch: Callable[..., int], tmp_path: Path) -> None:
     active: list[int] = []
     gate = asyncio.Event()
