@@ -101,21 +101,23 @@ def _refuse_misspelt(words: list[str]) -> None:
 
 
 def _read_model(settings: ServerSettings) -> tuple[ModelConfig, Path]:
-    """The model's config and its folder. Raises ModelError as `quire serve` would."""
-    from quire.engine.model_folder import STARTER, check_folder, find_cached
+    """The model's config and its folder, or its GGUF file. Raises ModelError as `quire serve` would."""
+    from quire.engine.gguf_file import is_gguf
+    from quire.engine.model_folder import STARTER, find_cached, find_local
+    from quire.engine.model_source import read_config
     from quire.engine.models.architectures import read_model_config
 
     name = settings.model or "starter"
     path = Path(name).expanduser()
-    if path.is_file():
+    if path.is_file() and not is_gguf(path):
         return read_model_config(path.parent, name, path.name), path.parent
-    if path.is_dir():
-        check_folder(path, name)
+    if path.exists():
+        path = find_local(path, name)
     elif name == "starter":
         path = STARTER
     else:
         path = find_cached(name, revision=settings.revision, download_dir=settings.download_dir)
-    return read_model_config(path, name), path
+    return read_config(path, name), path
 
 
 def _device(options: argparse.Namespace, cores: int) -> Device:

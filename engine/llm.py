@@ -26,8 +26,8 @@ from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
 from quire.engine.detokenizer import Detokenizer
 from quire.engine.messages import Add, Cancel, Failure, FinishReason, OutputRow, pack_ids
-from quire.engine.model_folder import STARTER, GenerationDefaults, read_generation_config, resolve_model
-from quire.engine.models.architectures import read_model_config
+from quire.engine.model_folder import STARTER, GenerationDefaults, resolve_model
+from quire.engine.model_source import read_config, read_defaults
 from quire.engine.outputs import TextDelta, TokenText
 from quire.engine.process import build_engine
 from quire.engine.sampling_params import SamplingParams, check, prepare
@@ -64,8 +64,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
 class LLM:
     """A model in this process. Not thread-safe; `close` (or leaving the `with`) gives its memory back.
 
-    `model` is a folder, a hub name, or None for the starter model; `options` are the fields of `EngineConfig` (dtype,
-    max_model_len, kv_cache_memory_bytes, ...). Raises UsageError, ModelError or CapacityError.
+    `model` is a folder, a GGUF file, a hub name, or None for the starter model; `options` are the fields of
+    `EngineConfig` (dtype, max_model_len, kv_cache_memory_bytes, ...). Raises UsageError, ModelError or CapacityError.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class LLM:
         name = "starter" if model is None else str(model)
         folder = STARTER if model is None else resolve_model(name, revision=revision, download_dir=download_dir)
         model_name = options.pop("model_name", Path(name).name)
-        model_config = read_model_config(folder, model_name)
-        defaults = read_generation_config(folder, model_name)
+        model_config = read_config(folder, model_name)
+        defaults = read_defaults(folder, model_name)
         self.default_sampling_params = _default_params(defaults)
         """What the model's makers recommend (generation_config.json); for prompts that come without their own."""
         self.tokenizer = Tokenizer.from_folder(

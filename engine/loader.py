@@ -1,4 +1,4 @@
-"""From a model folder, or a GGUF file, to a decoder: every name accounted for, then each tensor read, cast, packed and freed in turn."""
+"""From a model folder or a GGUF file to a decoder: all names accounted for, then each tensor read, packed and freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding a model: a local folder, or a name that the Hugging Face hub knows; and its sampling defaults. Torch-free."""
+"""Finding a model: a local folder, a GGUF file, or a name that the Hugging Face hub knows. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quire.engine.errors import ModelError
+from quire.engine.gguf_file import SUFFIX, is_gguf
 from quire.engine.models.fields import Fields
 from quire.engine.models.json_file import read_json_object
 
@@ -43,23 +44,23 @@ def resolve_model(
     inspect: Callable[[Path], object] = lambda folder: None,
     allow_symlinks: bool = False,
 ) -> Path:
-    """The folder of a model: an existing path, or else the snapshot of a hub name, downloaded if need be.
+    """A model's folder, or its GGUF file: an existing path, or else the snapshot of a hub name, downloaded if need be.
 
-    A path never asks the hub. `progress` hears (what, bytes done, bytes in all); `inspect` sees a snapshot that holds
-    config.json before its weights are downloaded, and may end that by raising. HF_ENDPOINT, HF_HUB_OFFLINE,
-    HF_HUB_CACHE and HF_TOKEN count. Raises ModelError (M01-M03, M22; unknown name; hub out of reach).
+    A folder without safetensors and with one GGUF file stands for that file. A path never asks the hub. `progress`
+    hears (what, bytes done, bytes in all); `inspect` sees a snapshot that holds config.json before its weights are
+    downloaded, and may end that by raising. HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_CACHE and HF_TOKEN count. Raises
+    ModelError (M01-M03, M22; unknown name; hub out of reach).
     """
     path = Path(name_or_path).expanduser()
     if name_or_path and os.path.lexists(path):
-        check_folder(path, name_or_path, allow_symlinks=allow_symlinks)
-        return path.absolute()
-    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+        return find_local(path, name_or_path, allow_symlinks=allow_symlinks).absolute()
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or is_gguf(path)
     if looks_like_path or not HUB_NAME.fullmatch(name_or_path) or ".." in name_or_path or "--" in name_or_path:
         raise ModelError(
             name_or_path,
             "folder missing",
             "config.json",
-            "no such folder, and no name that the hub could know",
+            "no such folder or GGUF file, and no name that the hub could know",
             "check the path; a hub name has the form organisation/model",
         )
     from quire.engine.hub import download  # loads the hub's library, which a local folder does not need
@@ -86,6 +87,21 @@ def find_cached(name: str, *, revision: str | None = None, download_dir: str | N
     return snapshot
 
 
+def find_local(path: Path, model: str, *, allow_symlinks: bool = False) -> Path:
+    """The folder or the GGUF file that an existing path stands for. Raises ModelError as `check_folder` does."""
+    if is_gguf(path):
+        return path
+    check_folder(path, model, allow_symlinks=allow_symlinks)
+    if (path / "config.json").exists() and any(path.glob("*.safetensors")):
+        return path
+    files = sorted(file for file in path.iterdir() if is_gguf(file))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:8])
+        why = f"the folder holds {len(files)} of them: {names}"
+        raise ModelError(model, "several GGUF files", files[0].name, why, "give the path of one of them")
+    return files[0] if files else path
+
+
 def check_folder(path: Path, model: str, *, allow_symlinks: bool = False) -> None:
     """Raises ModelError when `path` is no readable folder, or a link in it loops or leaves it (M01-M03, M22).
 
@@ -99,7 +115,9 @@ def check_folder(path: Path, model: str, *, allow_symlinks: bool = False) -> Non
         root = path.resolve(strict=True)
         files = sorted(root.iterdir())
     except NotADirectoryError:
-        raise fault("no folder", "the path names a file", "give the folder that holds config.json") from None
+        raise fault(
+            "no folder", "the path names a file", f"give the folder that holds config.json, or a {SUFFIX} file"
+        ) from None
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
         why = getattr(error, "strerror", None) or "a loop of symbolic links"
         raise fault("folder unreadable", why, "check the path and its permissions") from None

@@ -20,6 +20,8 @@ from tokenizers import Tokenizer as Backend
 
 from quire.engine.chat_template import ChatTemplate, ChatTemplateError
 from quire.engine.errors import ModelError
+from quire.engine.gguf_file import is_gguf
+from quire.engine.gguf_tokenizer import read_gguf_tokenizer
 from quire.engine.special_text import SpecialTextGuard
 from quire.engine.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from quire.engine.vocabulary import TextStream, UnknownDecoder, Vocabulary
@@ -48,7 +50,7 @@ class Tokenizer:
             self.vocabulary = Vocabulary(tokens, self.special_tokens.values(), _state(self._backend.decoder))
         except UnknownDecoder as error:
             fix = "byte-level and sentencepiece-style tokenizers are supported"
-            raise ModelError(model_name, "the tokenizer is unknown", "tokenizer.json", str(error), fix) from error
+            raise ModelError(model_name, "the tokenizer is unknown", files.file, str(error), fix) from error
         self.vocab_size = self.vocabulary.size
         """The highest token id plus one."""
         self.max_token_bytes = self.vocabulary.max_token_bytes
@@ -73,7 +75,7 @@ class Tokenizer:
         chat_template: Path | None = None,
         check_template: bool = True,
     ) -> Tokenizer:
-        """Read a model folder; raises ModelError for whatever cannot be served.
+        """Read a model folder or a GGUF file; raises ModelError for whatever cannot be served.
 
         `model_vocab_size` is the number of rows of the model's embedding: no token id may lie beyond. `chat_template`
         is a file that replaces the folder's own. `check_template` renders a small chat in a process that is killed
@@ -81,19 +83,20 @@ class Tokenizer:
         """
         folder = Path(folder)
         name = model_name or folder.name
-        files = read_tokenizer_files(folder, name)
+        files = read_gguf_tokenizer(folder, name) if is_gguf(folder) else read_tokenizer_files(folder, name)
         if chat_template is not None:
             files = TokenizerFiles(
                 files.json,
                 files.special_tokens,
                 {"default": _read_template(chat_template, name)},
                 chat_template.name,
+                files.file,
             )
         tokenizer = cls(files, model_name=name, eos_token_ids=eos_token_ids)
         if model_vocab_size is not None and tokenizer.vocab_size > model_vocab_size:
             why = f"its highest token id is {tokenizer.vocab_size - 1}, and the model has {model_vocab_size} rows"
             fix = "take tokenizer and weights from the same model"
-            raise ModelError(name, "the tokenizer does not belong to the model", "tokenizer.json", why, fix)
+            raise ModelError(name, "the tokenizer does not belong to the model", files.file, why, fix)
         if check_template and files.templates:
             from quire.engine.text_worker import check_templates
 
@@ -202,9 +205,9 @@ class Tokenizer:
         try:
             backend = Backend.from_str(self.files.json)
         except Exception as error:  # the library raises nothing more exact
-            fix = "fetch the file again; it must be a tokenizer.json of the tokenizers library"
+            fix = "fetch the file again; its tokenizer must be one of the tokenizers library"
             why = str(error)[:200]
-            raise ModelError(self.model_name, "the tokenizer is corrupt", "tokenizer.json", why, fix) from error
+            raise ModelError(self.model_name, "the tokenizer is corrupt", self.files.file, why, fix) from error
         backend.no_truncation()
         backend.no_padding()
         return backend

@@ -27,6 +27,8 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
     """Chat templates by name; "default" is the one for everything without a better one."""
     template_file: str
     """Where the default template came from, for messages."""
+    file: str = "tokenizer.json"
+    """Where `json` came from, for messages."""
 
 
 def read_tokenizer_files(folder: Path, model_name: str) -> TokenizerFiles:

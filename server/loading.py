@@ -10,8 +10,8 @@ from typing import TextIO
 
 from quire.engine.hardware import Hardware, available_memory, count_cores
 from quire.engine.messages import Progress, Ready
-from quire.engine.model_folder import STARTER, GenerationDefaults, read_generation_config, resolve_model
-from quire.engine.models.architectures import read_model_config
+from quire.engine.model_folder import STARTER, GenerationDefaults, resolve_model
+from quire.engine.model_source import read_config, read_defaults
 from quire.engine.models.config import ModelConfig
 from quire.engine.plan import PROCESS_BYTES, fit, footprint_of
 from quire.engine.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ def find_model(settings: ServerSettings, progress: LoadProgress) -> LoadedModel:
     """
 
     def inspect(folder: Path) -> ModelConfig:
-        config = read_model_config(folder, name)
+        config = read_config(folder, name)
         footprint = footprint_of(settings.to_engine_config(folder, None), config, Hardware(count_cores()))
         fit(footprint, max(0, available_memory() - PROCESS_BYTES))
         return config
@@ -49,7 +49,7 @@ def find_model(settings: ServerSettings, progress: LoadProgress) -> LoadedModel:
     folder = STARTER if settings.model is None else _resolve(settings, name, progress, inspect)
     logger.info("Model %s", name)
     config = inspect(folder)
-    defaults = read_generation_config(folder)
+    defaults = read_defaults(folder, name)
     tokenizer = Tokenizer.from_folder(
         folder if settings.tokenizer is None else _resolve(settings, settings.tokenizer, progress),
         model_name=name,
