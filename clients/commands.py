@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def _bye(session: Session, rest: str) -> None:
 def _path(text: str) -> Path:
     if not text:
         raise CommandFailed("expected the name of a file")
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 COMMANDS = {

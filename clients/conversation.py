@@ -88,15 +88,14 @@ def _line_editing() -> Iterator[None]:
     readline.set_completer_delims(" ")
     readline.set_completer(_complete)
     readline.parse_and_bind("tab: complete")
-    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "quire"
-    path = folder / "chat_history"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "quire" / "chat_history"
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
         path.chmod(0o600)
         readline.read_history_file(path)
-    except OSError as error:
-        print(dim(f"no history of your lines: {path}: {error.strerror}"), file=sys.stderr)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        print(dim(f"no history of your lines: {error}"), file=sys.stderr)
         yield
         return
     before = readline.get_current_history_length()

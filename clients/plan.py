@@ -108,7 +108,7 @@ def _read_model(settings: ServerSettings) -> tuple[ModelConfig, Path]:
     from quire.engine.models.architectures import read_model_config
 
     name = settings.model or "starter"
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_file() and not is_gguf(path):
         return read_model_config(path.parent, name, path.name), path.parent
     if path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 from quire.clients.errors import ClientError
 from quire.clients.reply import Talk
-from quire.clients.terminal import CommandFailed, dim
+from quire.clients.terminal import CommandFailed, dim, finite
 
 Turn = dict[str, str]
 
@@ -26,16 +27,16 @@ class Setting:
 
 
 SETTINGS = {
-    "temperature": Setting(float, "0 is greedy"),
-    "top_p": Setting(float, "only the likeliest tokens that sum to this"),
+    "temperature": Setting(finite, "0 is greedy"),
+    "top_p": Setting(finite, "only the likeliest tokens that sum to this"),
     "top_k": Setting(int, "only this many of the likeliest tokens"),
-    "min_p": Setting(float, "only tokens at least this likely, beside the likeliest"),
+    "min_p": Setting(finite, "only tokens at least this likely, beside the likeliest"),
     "max_tokens": Setting(int, "limit of an answer"),
     "seed": Setting(int, "the same seed gives the same answer"),
     "stop": Setting(str, "a text that ends an answer"),
-    "presence_penalty": Setting(float, "against tokens that were there"),
-    "frequency_penalty": Setting(float, "against tokens by how often they were there"),
-    "repetition_penalty": Setting(float, "against all that was there, prompt too; 1 is none"),
+    "presence_penalty": Setting(finite, "against tokens that were there"),
+    "frequency_penalty": Setting(finite, "against tokens by how often they were there"),
+    "repetition_penalty": Setting(finite, "against all that was there, prompt too; 1 is none"),
 }
 
 
@@ -93,7 +94,7 @@ class Session:
 
         Raises CommandFailed when it cannot be written, or when the file is something else than a saved conversation.
         """
-        if path.exists():
+        if os.path.lexists(path):
             try:
                 _read(path)
             except CommandFailed:
@@ -107,7 +108,8 @@ class Session:
             beside.write_text(text, encoding="utf-8")
             beside.replace(path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
             raise CommandFailed(f"{path}: {error.strerror}") from None
 
     def load(self, path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from quire.clients.conversation import converse
 from quire.clients.reply import Reply, Talk
 from quire.clients.servers import Server, ended_by_signals, running_or_own
-from quire.clients.terminal import USAGE, CommandFailed, Parser, add_server_flags, piped_text
+from quire.clients.terminal import USAGE, CommandFailed, Parser, add_server_flags, finite, piped_text
 
 FIELDS = ("max_tokens", "temperature", "top_p", "seed")
 """The request fields that have a flag."""
@@ -58,8 +58,8 @@ def exit_code(reply: Reply) -> int:
 def add_flags(parser: Parser) -> None:
     """The flags that every command has which asks for an answer."""
     parser.add_argument("--max-tokens", type=int, metavar="N", help="limit of an answer [the server's]")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy [the model's]")
-    parser.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling [the model's]")
+    parser.add_argument("--temperature", type=finite, metavar="T", help="0 is greedy [the model's]")
+    parser.add_argument("--top-p", type=finite, metavar="P", help="nucleus sampling [the model's]")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
     parser.add_argument("--stats", action="store_true", help="tokens, time to the first, tokens a second, on stderr")
 

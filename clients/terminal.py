@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,14 @@ def add_server_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
         "--base-url", metavar="URL", help="a running server [QUIRE_BASE_URL, OPENAI_BASE_URL, this machine's port 8000]"
     )
     parser.add_argument("--api-key", metavar="KEY", help="better given as QUIRE_API_KEY or OPENAI_API_KEY")
+
+
+def finite(text: str) -> float:
+    """A number that JSON can hold: inf and nan would arrive as null. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, found {text}")
+    return value
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def resolve_model(
     downloaded, and may end that by raising. HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_CACHE and HF_TOKEN count. Raises
     ModelError (M01-M03, M22; unknown name; hub out of reach).
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if name_or_path and os.path.lexists(path):
         return find_local(path, name_or_path, allow_symlinks=allow_symlinks).absolute()
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or is_gguf(path)
@@ -71,7 +71,7 @@ def resolve_model(
 def find_cached(name: str, *, revision: str | None = None, download_dir: str | None = None) -> Path:
     """The snapshot of a hub name in the cache, whole or not, without asking the hub. Raises ModelError without one."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(download_dir or os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    cache = Path(os.path.expanduser(download_dir or os.environ.get("HF_HUB_CACHE") or home / "hub"))
     folder = cache / f"models--{name.replace('/', '--')}"
     reference = folder / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or ""

@@ -83,6 +83,7 @@ USAGE = [
     (["chat", "--modle", "x"], "unknown flag --modle; did you mean --model?"),
     (["chat", "one", "two"], "one argument too many: one"),
     (["chat", "--max-tokens", "many"], "argument --max-tokens: invalid int value"),
+    (["chat", "--temperature", "nan"], "argument --temperature: invalid finite value"),
     (["chat"], "nothing was asked; give -q QUESTION, or pipe it in"),
     (["complete"], "nothing was asked; give PROMPT, or pipe it in"),
     (["serve", "--prot", "1"], "unknown flag --prot; did you mean --port?"),

@@ -101,11 +101,19 @@ def test_files_that_cannot_be(session: Session, tmp_path: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert out.count("No such file or directory") == 2
     assert "/save: expected the name of a file" in out
+    commands.run(session, f"/save {tmp_path}/{'long' * 99}")
+    commands.run(session, f"/save {__file__}/file")
+    commands.run(session, "/load ~nobody-of-this-name/file")
+    out = capsys.readouterr().out
+    assert "File name too long" in out
+    assert "Not a directory" in out
+    assert "~nobody-of-this-name/file: No such file or directory" in out
 
 
 SAID: list[tuple[str, str]] = [
     ("/set temperature 0.5", "temperature 0.5"),
     ("/set temperature hot", "/set: temperature: expected a number, found 'hot'"),
+    ("/set top_p nan", "/set: top_p: expected a number, found 'nan'"),
     ("/set temprature 1", "unknown setting temprature; did you mean temperature?"),
     ("/set seed", "seed: as the server has it"),
     ("/set stats maybe", "stats: expected on or off"),
