@@ -133,7 +133,8 @@ class EngineCore:
 
     def pictures(self, started_at: float) -> PoolPictures:
         """What takes pictures of the block pool, dated from `started_at`."""
-        return PoolPictures(self._scheduler.pool, self._scheduler.roster, self.statistics, started_at)
+        scheduler = self._scheduler
+        return PoolPictures(scheduler.pool, scheduler.groups, scheduler.roster, self.statistics, started_at)
 
     def check(self) -> tuple[str, ...]:
         """Violated invariants; empty when sound."""

@@ -14,6 +14,16 @@ Block = tuple[int, int, int]
 """Block id, references, and 1 when its content can be found through the prefix index; (id, 0, 0): free."""
 
 
+class TablePicture(msgspec.Struct, frozen=True):
+    """What a sequence holds in one cache group: the end of its block table that is still in use."""
+
+    window: int | None
+    """How many positions back the group's layers look; None: to the first one."""
+    first: int
+    """Place of the first of `blocks` in the table: so many blocks the window has slid past, and they went back."""
+    blocks: tuple[int, ...]
+
+
 class SequencePicture(msgspec.Struct, frozen=True):
     """One sequence. Counts are of tokens."""
 
@@ -28,8 +38,8 @@ class SequencePicture(msgspec.Struct, frozen=True):
     cached: int
     """Of the prompt, found in the prefix cache when the request was admitted."""
     max_tokens: int
-    blocks: tuple[int, ...]
-    """The block tables of all cache groups, one after the other; empty while it waits."""
+    tables: tuple[TablePicture, ...]
+    """One for each cache group; none while it waits."""
 
 
 class PoolFrame(msgspec.Struct, frozen=True):

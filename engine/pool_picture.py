@@ -8,12 +8,13 @@ moves costs little.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from itertools import islice
 
 from quire.engine.block_pool import BlockPool
-from quire.engine.cache_groups import NULL_BLOCK
+from quire.engine.cache_groups import NULL_BLOCK, CacheGroup
 from quire.engine.messages import Statistics
-from quire.engine.pool_frame import Block, PoolFrame, SequencePicture
+from quire.engine.pool_frame import Block, PoolFrame, SequencePicture, TablePicture
 from quire.engine.prefix_index import BlockKey
 from quire.engine.roster import Roster
 from quire.engine.sequence import Sequence, Status
@@ -33,9 +34,15 @@ class PoolPictures:
     """Takes the pictures: a full frame first, then changes."""
 
     def __init__(
-        self, pool: BlockPool, roster: Roster, statistics: Callable[[], Statistics], started_at: float
+        self,
+        pool: BlockPool,
+        groups: Items[CacheGroup],
+        roster: Roster,
+        statistics: Callable[[], Statistics],
+        started_at: float,
     ) -> None:
-        self._pool, self._roster, self._statistics, self._started_at = pool, roster, statistics, started_at
+        self._pool, self._groups, self._roster = pool, groups, roster
+        self._statistics, self._started_at = statistics, started_at
         self._null_block = NULL_BLOCK if pool.has_null_block else None
         self.restart()
 
@@ -107,13 +114,13 @@ class PoolPictures:
             computed=sequence.num_computed_tokens,
             cached=sequence.group.num_cached_tokens,
             max_tokens=sequence.params.max_tokens,
-            blocks=self._block_ids(sequence),
+            tables=tuple(map(self._table, self._groups, sequence.block_tables)),
         )
 
-    def _block_ids(self, sequence: Sequence) -> tuple[int, ...]:
-        """Every block that the sequence holds, one cache group after the other."""
-        tables = sequence.block_tables
-        return tuple([block_id for table in tables for block_id in table if block_id != self._null_block])
+    def _table(self, group: CacheGroup, table: list[int]) -> TablePicture:
+        """Null blocks stand at the beginning of a table, where the window has been."""
+        first = 0 if self._null_block is None else table.count(self._null_block)
+        return TablePicture(group.window, first, tuple(table[first:]))
 
 
 class PoolWatch:

@@ -56,8 +56,10 @@ def test_watching_an_answer(starter: ServerProcess, client: openai.OpenAI) -> No
                 if frame["sequences"]:
                     (sequence,) = frame["sequences"]
                     assert sequence["cached"] >= cached_at_least
-                    assert len(sequence["blocks"]) * frame["block_size"] >= sequence["computed"]
-                    assert all(blocks[block_id][1] == 1 for block_id in sequence["blocks"])
+                    (table,) = sequence["tables"]
+                    assert (table["window"], table["first"]) == (None, 0)
+                    assert len(table["blocks"]) * frame["block_size"] >= sequence["computed"]
+                    assert all(blocks[block_id][1] == 1 for block_id in table["blocks"])
                     lengths.append(sequence["tokens"])
                 elif lengths:
                     break

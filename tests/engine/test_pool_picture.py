@@ -122,8 +122,9 @@ def test_a_sequence_is_told_in_full() -> None:
     assert [sequence.id for sequence in frame.sequences] == ["01234567/0", "01234567/1"]
     told = frame.sequences[0]
     assert (told.status, told.prompt, told.tokens, told.computed, told.max_tokens) == ("running", 10, 12, 11, 7)
-    assert len(told.blocks) == 3
-    shared = set(told.blocks) & set(frame.sequences[1].blocks)
+    (table,), (other,) = told.tables, frame.sequences[1].tables
+    assert (table.window, table.first, len(table.blocks)) == (None, 0, 3)
+    shared = set(table.blocks) & set(other.blocks)
     assert len(shared) == 2
     assert {block[0]: block[1] for block in frame.blocks if block[0] in shared} == dict.fromkeys(shared, 2)
     assert (frame.num_running, frame.num_waiting, frame.steps) == (2, 0, 2)
@@ -140,8 +141,11 @@ def test_the_null_block_is_no_block() -> None:
     frame = everything(bench)
     (sequence,) = bench.scheduler.roster.running
     assert 0 in sequence.block_tables[1]
-    assert len(frame.sequences[0].blocks) == 2 * len(sequence.block_tables[0]) - sequence.block_tables[1].count(0)
-    assert 0 not in frame.sequences[0].blocks
+    full, window = frame.sequences[0].tables
+    assert (full.window, full.first, list(full.blocks)) == (None, 0, sequence.block_tables[0])
+    assert (window.window, window.first) == (6, sequence.block_tables[1].count(0))
+    assert [0] * window.first + list(window.blocks) == sequence.block_tables[1]
+    assert 0 not in window.blocks
     assert 0 not in {block[0] for block in frame.blocks}
 
 
@@ -163,7 +167,7 @@ def test_waiting_sequences_have_no_blocks_and_are_not_all_listed() -> None:
     frame = everything(bench)
     waiting = [sequence for sequence in frame.sequences if sequence.status == "waiting"]
     assert len(waiting) == MAX_WAITING
-    assert {sequence.blocks for sequence in waiting} == {()}
+    assert {sequence.tables for sequence in waiting} == {()}
     assert frame.num_waiting == MAX_WAITING + 9
 
 
@@ -187,7 +191,7 @@ def test_a_change_of_many_blocks_names_only_those() -> None:
     bench.step()
     frame = taken.take(1.0)
     assert frame is not None
-    assert sorted(block[0] for block in frame.blocks) == sorted(frame.sequences[0].blocks)
+    assert sorted(block[0] for block in frame.blocks) == sorted(frame.sequences[0].tables[0].blocks)
     bench.run()
     frame = taken.take(2.0)
     assert frame is not None

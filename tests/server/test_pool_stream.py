@@ -123,7 +123,7 @@ async def test_a_full_frame_then_changes(app: FastAPI, http: httpx.AsyncClient, 
         "computed": 18,
         "cached": 0,
         "max_tokens": 2,
-        "blocks": [0, 1],
+        "tables": [{"window": None, "first": 0, "blocks": [0, 1]}],
     }
     fake.step()
     assert (await watcher.frame())["blocks"] == [[0, 0, 0], [1, 0, 0]]
