@@ -39,8 +39,8 @@ TOKENS_BEFORE, TOKENS_AFTER = 16, 8
 
 _MESSAGES: dict[MissReason, str] = {
     "diverged": "The prompt is like a cached one for {position} tokens; there it has {text}, that one {cached_text}.",
-    "evicted": "What comes after token {position} was cached, and has been evicted to make room.",
-    "never_seen": "No cached prompt has what comes after token {position}.",
+    "evicted": "What {place} was cached, and has been evicted to make room.",
+    "never_seen": "No cached prompt has what {place}.",
     "salt": "The prompt's first block is cached under another cache_salt of the same API key.",
     "not_full_block": "All that can be is from the cache: only whole blocks of {block_size} tokens are kept.",
     "last_token": "All that can be is from the cache: the block with the prompt's last token is always computed.",
@@ -129,6 +129,7 @@ def _cache_report(report: CacheReport, prompt: Sequence[int], tokenizer: Tokeniz
         divergence = _divergence(report.position, prompt, report.neighbour_token_ids, tokenizer)
     message = _MESSAGES[report.reason].format(
         position=report.position,
+        place=f"comes after token {report.position}" if report.position else "this prompt begins with",
         block_size=report.block_size,
         text=repr(divergence.text) if divergence else "",
         cached_text=repr(divergence.cached_text) if divergence else "",
