@@ -41,7 +41,7 @@ export function address(path) {
 }
 
 /** Ask; the answer when its status is good, else ApiError. A body makes it a POST of JSON. */
-export async function ask(path, { body, signal, ...options } = {}) {
+export async function ask(path, { body, signal } = {}) {
   const headers = {};
   const key = apiKey.get();
   if (key) headers.authorization = `Bearer ${key}`;
@@ -53,7 +53,6 @@ export async function ask(path, { body, signal, ...options } = {}) {
       body: body === undefined ? undefined : JSON.stringify(body),
       headers,
       signal,
-      ...options,
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;

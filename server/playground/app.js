@@ -171,20 +171,13 @@ byId("key-form").addEventListener("submit", (event) => {
 function show(name) {
   document.body.dataset.shown = name;
   for (const tab of document.querySelectorAll("[data-tab]")) {
-    tab.setAttribute("aria-selected", String(tab.dataset.tab === name));
-    tab.tabIndex = tab.dataset.tab === name ? 0 : -1;
+    tab.setAttribute("aria-pressed", String(tab.dataset.tab === name));
   }
   panel.consider();
 }
 
 for (const tab of document.querySelectorAll("[data-tab]")) {
   tab.addEventListener("click", () => show(tab.dataset.tab));
-  tab.addEventListener("keydown", (event) => {
-    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-    const other = document.querySelector(`[data-tab]:not([data-tab="${tab.dataset.tab}"])`);
-    show(other.dataset.tab);
-    other.focus();
-  });
 }
 
 function togglePool() {

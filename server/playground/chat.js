@@ -1,11 +1,12 @@
 // The conversation: its turns, the one answer that is being given, and what can be done to both.
 
 import { streamEvents } from "./api.js";
+import { ASKED } from "./explained.js";
 import { Answer, Question } from "./turn.js";
 import { sampling, systemPrompt } from "./parameters.js";
 
 /** Measures one streamed answer, in milliseconds of the page's clock. */
-export class Stopwatch {
+class Stopwatch {
   constructor() {
     this.asked = performance.now();
     this.first = null;
@@ -157,10 +158,10 @@ export class Chat {
       const text = chunk.choices?.[0]?.delta?.content;
       if (text) answer.grow(text);
       if (watch.usage) answer.showFigures(watch.statistics());
+      if (chunk.quire) answer.explain(chunk.quire);
     };
-    const options = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
     try {
-      await streamEvents("v1/chat/completions", { ...body, ...options }, { signal: controller.signal, onChunk });
+      await stream(body, { signal: controller.signal, onChunk });
     } catch (error) {
       if (error.name === "AbortError") watch.reason = "stopped";
       else answer.fail(error);
@@ -181,5 +182,16 @@ export class Chat {
 
   scroll() {
     if (this.pinned) this.log.scrollTop = this.log.scrollHeight;
+  }
+}
+
+async function stream(body, options) {
+  const asked = { ...body, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true }, quire: ASKED };
+  try {
+    await streamEvents("v1/chat/completions", asked, options);
+  } catch (error) {
+    if (error.code !== "insufficient_permissions" || !ASKED.cache_report) throw error;
+    ASKED.cache_report = false;
+    await streamEvents("v1/chat/completions", asked, options);
   }
 }

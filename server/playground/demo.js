@@ -20,7 +20,7 @@ const QUESTIONS = [
   "Tell me a story about a baker and a stone.",
   "Write a short story about a girl and a kite.",
   "Tell me a short story about an owl and a key.",
-  "What is 47 + 35?",
+  "Tell me a short story about a king and a well.",
   "Count from 1 to 20.",
   "Write a short story about a bear and a boat.",
 ];

@@ -12,6 +12,7 @@ export function conversationJson(chat) {
       const { ttft, perSecond, usage, reason } = turn.statistics;
       message.statistics = { ttft_ms: rounded(ttft), tokens_per_second: rounded(perSecond), usage, finish_reason: reason };
     }
+    if (turn.explanation) message.quire = turn.explanation;
     if (turn.error) message.error = { message: turn.error.message, code: turn.error.code };
     return message;
   });

@@ -29,7 +29,7 @@ export class MarkdownView {
 }
 
 /** Lines to blocks: {type, lines}; an unclosed fence runs to the end, as it does while an answer streams. */
-export function splitBlocks(lines) {
+function splitBlocks(lines) {
   const blocks = [];
   let current = null;
   let fence = null;
@@ -64,6 +64,13 @@ export function splitBlocks(lines) {
       else open("quote", line);
     } else if (current?.type === "list" && (/^\s{2,}/.test(line) || current.lines.at(-1).trim() !== "")) {
       current.lines.push(line);
+    } else if (current?.type === "table" && line.includes("|")) {
+      current.lines.push(line);
+    } else if (current?.type === "paragraph" && isTable(current.lines.at(-1), line)) {
+      const head = current.lines.pop();
+      if (!current.lines.length) blocks.pop();
+      open("table", head);
+      current.lines.push(line);
     } else if (current?.type === "paragraph") {
       current.lines.push(line);
     } else {
@@ -90,6 +97,8 @@ function renderBlock({ type, lines }, depth) {
     }
     case "list":
       return renderList(lines, depth);
+    case "table":
+      return renderTable(lines);
     default:
       return el("p", {}, ...paragraph(lines));
   }
@@ -139,11 +148,37 @@ function renderList(lines, depth) {
   return list;
 }
 
+/** The cells of a line of a table; `\\|` is a bar within one. */
+function cells(line) {
+  const parts = line.trim().split(/(?<!\\)\|/);
+  if (parts[0] === "") parts.shift();
+  if (parts.at(-1) === "") parts.pop();
+  return parts.map((part) => part.trim().replaceAll("\\|", "|"));
+}
+
+/** Whether these two lines are the head of a table and the rule below it. */
+function isTable(head, rule) {
+  if (!head.includes("|") || !/^[-|: \t]+$/.test(rule)) return false;
+  const rules = cells(rule);
+  return rules.every((cell) => /^:?-+:?$/.test(cell)) && rules.length === cells(head).length;
+}
+
+function renderTable([head, rule, ...rows]) {
+  const alignments = cells(rule).map((cell) => (cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "end") : null));
+  const row = (tag, texts) =>
+    el("tr", {}, ...alignments.map((alignment, place) => el(tag, { class: alignment }, ...inline(texts[place] ?? ""))));
+  return el(
+    "div",
+    { class: "table", tabindex: "0", role: "group", "aria-label": "Table" },
+    el("table", {}, el("thead", {}, row("th", cells(head))), el("tbody", {}, ...rows.map((line) => row("td", cells(line))))),
+  );
+}
+
 const ESCAPED = /[!-/:-@[-`{-~]/;
 const BARE_LINK = /^https?:\/\/[^\s<>"'`*]+[^\s<>"'`*.,:;!?)\]}]/;
 
 /** Inline markup to nodes: code, bold, italic, struck, links. Newlines are line breaks, as chat models mean them. */
-export function inline(text, depth = 0) {
+function inline(text, depth = 0) {
   const nodes = [];
   const missing = new Set();
   let plain = "";

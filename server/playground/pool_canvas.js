@@ -5,7 +5,7 @@ import { el, prefersStillness, setText } from "./dom.js";
 import { EVICTED_FOR } from "./pool_model.js";
 
 const SMALLEST = 12;
-const LARGEST = 24;
+const LARGEST = 36;
 const SCROLLED = [14, 15, 13];
 const MINIMAP = 14;
 
@@ -23,7 +23,6 @@ export class PoolCanvas {
     this.rows = 0;
     this.chosen = null;
     this.highlighted = null;
-    this.pointing = false;
     this.frame = 0;
     this.drawnBlocks = 0;
     this.listen();
@@ -87,7 +86,7 @@ export class PoolCanvas {
   /** Keep what is being allocated in view, unless the reader is looking at something. */
   follow() {
     const newest = this.pool.newest;
-    if (newest === null || this.pointing || this.minimap.hidden) return;
+    if (newest === null || this.chosen !== null || this.minimap.hidden) return;
     const top = Math.floor(newest / this.columns) * this.pitch;
     const { scrollTop, clientHeight } = this.scroller;
     if (top < scrollTop || top > scrollTop + clientHeight - 2 * this.pitch) {
@@ -129,7 +128,7 @@ export class PoolCanvas {
 
   paintCell(id, left, top, now) {
     const { context, pool, colours } = this;
-    const gap = this.pitch > 16 ? 3 : 2;
+    const gap = this.pitch > 26 ? 4 : this.pitch > 16 ? 3 : 2;
     const x = left;
     const y = Math.round(top);
     const size = this.pitch - gap;
@@ -152,7 +151,7 @@ export class PoolCanvas {
       context.globalAlpha = 1;
       context.lineWidth = 2;
       context.strokeStyle = colours.role("--ink");
-      square(context, x - 0.5, y - 0.5, size + 1);
+      square(context, x + 1, y + 1, size - 2);
       context.stroke();
     }
     context.globalAlpha = 1;
@@ -181,11 +180,11 @@ export class PoolCanvas {
     context.fill();
     context.restore();
     if (state !== "shared") return;
-    const inset = size >= 12 ? 2.5 : 2;
+    const inset = size >= 12 ? size / 5 : 2;
     square(context, x + inset, y + inset, size - 2 * inset);
     context.fillStyle = colours.role("--panel");
     context.fill();
-    const core = inset + (size >= 12 ? 1.75 : 1.25);
+    const core = inset + (size >= 12 ? size / 7 : 1.25);
     context.fillStyle = colours.hue(owners[1] ? pool.hues.of(owners[1].sequence.id) : hue);
     square(context, x + core, y + core, size - 2 * core);
     context.fill();
@@ -274,7 +273,6 @@ export class PoolCanvas {
   choose(id) {
     if (id === this.chosen) return;
     this.chosen = id;
-    this.pointing = id !== null;
     this.tooltip.hidden = id === null;
     if (id === null) this.onHover(null);
     else this.tell();
@@ -307,7 +305,7 @@ export class PoolCanvas {
 
 function square(context, x, y, size) {
   context.beginPath();
-  if (size >= 8 && context.roundRect) context.roundRect(x, y, size, size, size > 13 ? 3 : 2);
+  if (size >= 8 && context.roundRect) context.roundRect(x, y, size, size, size > 24 ? 5 : size > 13 ? 3 : 2);
   else context.rect(x, y, size, size);
 }
 

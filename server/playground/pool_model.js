@@ -1,7 +1,7 @@
 // What is known of the block pool: frames of GET /playground/pool go in, answers about blocks come out.
 
 import { Hues } from "./colours.js";
-import { counted } from "./dom.js";
+import { counted, grouped } from "./dom.js";
 
 /** How long a block that lost its content shows it, in milliseconds. */
 export const EVICTED_FOR = 1400;
@@ -23,7 +23,7 @@ export class Pool {
     /** When a block lost its content, by id, in milliseconds of the page's clock. */
     this.evicted = new Map();
     this.sequences = [];
-    /** By block id: [{sequence, index}], index being its place in the block table. */
+    /** By block id: [{sequence, table, index}], index being its place in that block table. */
     this.owners = new Map();
     this.used = 0;
     this.cached = 0;
@@ -69,14 +69,17 @@ export class Pool {
     this.owners = new Map();
     this.newest = null;
     for (const sequence of this.sequences) {
-      (sequence.blocks ?? []).forEach((id, index) => {
-        const owners = this.owners.get(id);
-        if (owners) owners.push({ sequence, index });
-        else this.owners.set(id, [{ sequence, index }]);
-        if (!before.has(id) && (this.newest === null || id < this.newest)) this.newest = id;
-        const block = this.blocks.get(id);
-        if (block && !owners) block.hue = this.hues.of(sequence.id);
-      });
+      for (const table of sequence.tables) {
+        table.blocks.forEach((id, place) => {
+          const owner = { sequence, table, index: table.first + place };
+          const owners = this.owners.get(id);
+          if (owners) owners.push(owner);
+          else this.owners.set(id, [owner]);
+          if (!before.has(id) && (this.newest === null || id < this.newest)) this.newest = id;
+          const block = this.blocks.get(id);
+          if (block && !owners) block.hue = this.hues.of(sequence.id);
+        });
+      }
     }
   }
 
@@ -107,18 +110,12 @@ export class Pool {
   held(id) {
     const owners = this.owners.get(id) ?? [];
     let held = this.state(id) === "free" ? 0 : owners.length ? 0 : this.blockSize;
-    for (const { sequence, index } of owners) held = Math.max(held, this.heldBy(sequence, index));
+    for (const owner of owners) held = Math.max(held, this.heldBy(owner));
     return held;
   }
 
-  heldBy(sequence, index) {
-    if (!this.hasOneTable(sequence)) return this.blockSize;
+  heldBy({ sequence, index }) {
     return Math.min(Math.max(sequence.computed - index * this.blockSize, 0), this.blockSize);
-  }
-
-  /** Whether the place in the table tells the positions: not so when a model has several tables, one after the other. */
-  hasOneTable(sequence) {
-    return (sequence.blocks.length - 2) * this.blockSize < sequence.tokens;
   }
 
   /** One block in words, for the tooltip: {title, lines}. */
@@ -131,12 +128,12 @@ export class Pool {
     if (block.references === 0) {
       return { title, lines: ["Cached: nobody uses it, its content is kept for the next equal beginning."] };
     }
-    const lines = owners.slice(0, 6).map(({ sequence, index }) => {
-      if (!this.hasOneTable(sequence)) return sequence.id;
-      const first = index * this.blockSize;
-      const held = this.heldBy(sequence, index);
+    const lines = owners.slice(0, 6).map((owner) => {
+      const first = owner.index * this.blockSize;
+      const held = this.heldBy(owner);
       const range = held ? `positions ${first} to ${first + held - 1}` : "reserved, nothing computed yet";
-      return `${sequence.id}: ${range}`;
+      const layers = owner.sequence.tables.length > 1 ? `, for ${layersOf(owner.table)}` : "";
+      return `${owner.sequence.id}: ${range}${layers}`;
     });
     if (owners.length > 6) lines.push(`and ${owners.length - 6} more`);
     const state = block.references > 1 ? `Shared by ${counted(block.references, "sequence")}` : "In use";
@@ -153,4 +150,9 @@ export class Pool {
       `${this.used} in use, ${this.shared} of them shared, ${this.cached} cached, ${free} free.`
     );
   }
+}
+
+/** Which layers of the model read a block table. */
+export function layersOf({ window }) {
+  return window === null ? "layers that see everything" : `layers that see the last ${grouped(window)}`;
 }

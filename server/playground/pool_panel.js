@@ -1,6 +1,6 @@
 // The right half of the page: figures, picture, sequences, explanation; and when to watch at all.
 
-import { byId, grouped, setText } from "./dom.js";
+import { byId, counted, grouped, setText } from "./dom.js";
 import { PoolCanvas } from "./pool_canvas.js";
 import { Pool } from "./pool_model.js";
 import { PoolRows } from "./pool_rows.js";
@@ -66,11 +66,11 @@ export class PoolPanel {
     setText(byId("figure-used"), grouped(pool.used));
     setText(byId("figure-cached"), grouped(pool.cached));
     setText(byId("figure-free"), grouped(Math.max(0, pool.numBlocks - pool.used - pool.cached)));
-    setText(byId("figure-running"), waiting ? `${grouped(running)} + ${grouped(waiting)}` : grouped(running));
-    setText(byId("figure-running-name"), waiting ? "running + waiting" : "running");
+    setText(byId("figure-running"), grouped(running));
+    setText(byId("figure-waiting"), grouped(waiting));
     setText(byId("figure-steps"), grouped(steps));
     setText(byId("pool-size"), `${grouped(pool.numBlocks)} blocks of ${pool.blockSize} positions`);
-    byId("figure-steps").parentElement.title = `${grouped(preemptions)} preemptions since the engine started`;
+    setText(byId("preemptions"), preemptions ? `${counted(preemptions, "preemption")} since the engine started` : "");
     byId("sequences-empty").hidden = pool.sequences.length > 0;
   }
 }

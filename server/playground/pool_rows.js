@@ -1,10 +1,15 @@
 // The sequences below the picture: what runs, with its block table, and what waits.
 
 import { paint } from "./colours.js";
-import { el, grouped, setText } from "./dom.js";
+import { counted, el, grouped, setText } from "./dom.js";
+import { layersOf } from "./pool_model.js";
 
-const CHIPS = 16;
-const FIRST_CHIPS = 5;
+const FIRST_CHIPS = 3;
+/** Widths in CSS pixels, as pool.css has them: a chip of up to three digits with its gap, each digit more, the names. */
+const CHIP = 34;
+const DIGIT = 7;
+const NAMES = 60;
+const GIVEN_BACK = 90;
 
 export class PoolRows {
   /** `list` is a <ul>; `onHover(ids)` hears which sequence the pointer or the focus is on; `nameOf(id)` may know it. */
@@ -19,6 +24,7 @@ export class PoolRows {
   /** Make the list as the pool is. */
   update() {
     const seen = new Set();
+    const width = this.list.clientWidth;
     const ordered = [...this.pool.sequences].sort((a, b) => (a.status === "waiting") - (b.status === "waiting"));
     ordered.forEach((sequence, place) => {
       seen.add(sequence.id);
@@ -27,7 +33,7 @@ export class PoolRows {
         row = new Row(sequence.id, this.onHover);
         this.rows.set(sequence.id, row);
       }
-      row.show(sequence, this.pool, this.nameOf(sequence));
+      row.show(sequence, this.pool, this.nameOf(sequence), width);
       if (this.list.children[place] !== row.root) this.list.insertBefore(row.root, this.list.children[place] ?? null);
     });
     for (const [id, row] of this.rows) {
@@ -60,21 +66,21 @@ class Row {
     this.generated = el("i", { class: "part generated" });
     this.bar = el("div", { class: "bar-line", role: "progressbar", "aria-valuemin": "0" });
     this.bar.append(this.cached, this.prompt, this.generated);
-    this.chips = el("div", { class: "chips", "aria-label": "Block table" });
+    this.tables = el("div", { class: "tables" });
     this.root = el(
       "li",
       { class: "row", tabindex: "0" },
       el("div", { class: "row-head" }, el("i", { class: "swatch" }), el("code", {}, id), this.name, this.count),
       this.bar,
-      this.chips,
+      this.tables,
     );
-    this.table = "";
+    this.shown = "";
     const only = new Set([id]);
     for (const type of ["pointerenter", "focus"]) this.root.addEventListener(type, () => onHover(only));
     for (const type of ["pointerleave", "blur"]) this.root.addEventListener(type, () => onHover(null));
   }
 
-  show(sequence, pool, name) {
+  show(sequence, pool, name, width) {
     const waiting = sequence.status === "waiting";
     this.root.classList.toggle("waiting", waiting);
     paint(this.root, pool.hues.of(sequence.id));
@@ -83,7 +89,7 @@ class Row {
     const counts = `${grouped(sequence.prompt)}${cached} + ${grouped(generated(sequence))}`;
     setText(this.count, waiting ? `waiting, ${grouped(sequence.prompt)} tokens` : counts);
     this.showBar(sequence, name);
-    this.showChips(sequence, pool);
+    this.showTables(sequence, pool, width);
   }
 
   showBar(sequence, name) {
@@ -99,19 +105,32 @@ class Row {
     this.bar.title = `${computed} positions computed; at most ${prompt} + ${most} tokens`;
   }
 
-  showChips(sequence, pool) {
-    const blocks = sequence.blocks ?? [];
-    const shared = blocks.map((id) => (pool.blocks.get(id)?.references ?? 0) > 1);
-    const table = `${blocks.join(" ")} ${shared.join(" ")}`;
-    if (table === this.table) return;
-    this.table = table;
-    const chip = (id, place) =>
-      el("span", { class: shared[place] ? "chip shared" : "chip", title: `block ${id}, position ${place} of the table` }, String(id));
-    const chips = blocks.map(chip);
-    if (chips.length > CHIPS) {
-      const hidden = chips.length - CHIPS;
-      chips.splice(FIRST_CHIPS, hidden, el("span", { class: "chip more" }, `+${hidden}`));
-    }
-    this.chips.replaceChildren(...chips);
+  showTables({ tables }, pool, width) {
+    const isShared = (id) => (pool.blocks.get(id)?.references ?? 0) > 1;
+    const shown = JSON.stringify([width, tables.map(({ first, blocks }) => [first, blocks, blocks.map(isShared)])]);
+    if (shown === this.shown) return;
+    this.shown = shown;
+    const chip = CHIP + DIGIT * Math.max(0, String(pool.numBlocks - 1).length - 3);
+    const room = (table) => Math.floor((width - 16 - (tables.length > 1 ? NAMES : 0) - (table.first ? GIVEN_BACK : 0)) / chip);
+    this.tables.replaceChildren(...tables.map((table) => blockTable(table, isShared, room(table), tables.length > 1)));
   }
+}
+
+/** The blocks of one table in their order: as many as there is room for, of a longer one the beginning and the end. */
+function blockTable(table, isShared, room, isNamed) {
+  const { first, blocks } = table;
+  const chips = blocks.map((id, place) => {
+    const title = `block ${id}, place ${first + place} of the table`;
+    return el("span", { class: isShared(id) ? "chip shared" : "chip", title }, String(id));
+  });
+  if (chips.length > room) {
+    const hidden = chips.length - Math.max(room - 1, FIRST_CHIPS + 1);
+    chips.splice(FIRST_CHIPS, hidden, el("span", { class: "chip more" }, `+${hidden}`));
+  }
+  if (first) {
+    const title = `${counted(first, "block")} given back: no layer looks back so far`;
+    chips.unshift(el("span", { class: "chip more", title }, `${first} given back`));
+  }
+  const name = isNamed ? el("span", { class: "chips-name" }, table.window === null ? "all" : `last ${grouped(table.window)}`) : null;
+  return el("div", { class: "chips", role: "group", "aria-label": `Block table of ${isNamed ? layersOf(table) : "all layers"}` }, name, ...chips);
 }

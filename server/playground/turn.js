@@ -1,13 +1,14 @@
 // One turn of the conversation as it stands on the page.
 
 import { paint } from "./colours.js";
-import { copyButton, el, grouped, setText } from "./dom.js";
+import { copyButton, el, grouped } from "./dom.js";
+import { duration, explanation } from "./explained.js";
 import { MarkdownView } from "./markdown.js";
 
 /** What the figures under an answer say: time to the first token, speed, tokens, why it ended. */
-export function statisticsLine({ ttft, perSecond, usage, reason }) {
+function statisticsLine({ ttft, perSecond, usage, reason }) {
   const parts = [];
-  if (ttft !== null) parts.push(`first token ${milliseconds(ttft)}`);
+  if (ttft !== null) parts.push(`first token ${duration(ttft)}`);
   if (perSecond !== null) parts.push(`${perSecond.toFixed(1)} tokens/s`);
   if (usage) {
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
@@ -18,10 +19,6 @@ export function statisticsLine({ ttft, perSecond, usage, reason }) {
   else if (reason === "stopped") parts.push("stopped by you");
   else if (reason && reason !== "stop") parts.push(reason);
   return parts;
-}
-
-function milliseconds(value) {
-  return value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(2)} s`;
 }
 
 /** A question, with its edit, copy and delete. `actions`: onEdit(turn, text), onRemove(turn). */
@@ -86,8 +83,8 @@ export class Answer {
     this.role = "assistant";
     this.text = "";
     this.statistics = null;
+    this.explanation = null;
     this.error = null;
-    this.sequence = null;
     this.body = el("div", { class: "turn-body prose" });
     this.view = new MarkdownView(this.body);
     this.failure = el("div", { class: "failure", role: "alert", hidden: true });
@@ -95,8 +92,8 @@ export class Answer {
     this.again = el("button", { type: "button", class: "quiet", onclick: () => actions.onAgain(this) }, "Regenerate");
     this.tools = el("div", { class: "tools" }, this.again, copyButton(() => this.text, { class: "quiet" }));
     this.actions = actions;
-    const foot = el("footer", { class: "turn-foot" }, this.figures, this.tools);
-    this.root = el("article", { class: "turn answer", "aria-label": "Answer" }, this.body, this.failure, foot);
+    this.foot = el("footer", { class: "turn-foot" }, this.figures, this.tools);
+    this.root = el("article", { class: "turn answer", "aria-label": "Answer" }, this.body, this.failure, this.foot);
     this.frame = 0;
   }
 
@@ -124,6 +121,13 @@ export class Answer {
     this.figures.replaceChildren(...statisticsLine(statistics).map((part) => el("span", {}, part)));
   }
 
+  /** What the answer told of itself. */
+  explain(told) {
+    this.explanation = told;
+    const shown = explanation(told);
+    if (shown) this.foot.append(shown);
+  }
+
   /** Paint the margin in the colour of the sequence that computes this answer. */
   colour(hue) {
     paint(this.root, hue);
@@ -146,7 +150,6 @@ export class Answer {
       el("button", { type: "button", class: "plain", onclick: () => this.actions.onAgain(this) }, "Try again"),
     );
     this.failure.hidden = false;
-    setText(this.again, "Try again");
     this.again.hidden = true;
   }
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.playground import ANSWERS, DEFAULT, ServedPlayground, question_of
+from support.playground import ANSWERS, DEFAULT, ServedPlayground, answered, ask, question_of
 from support.server import wait_until
 
 from quire.engine.messages import Add, Cancel
@@ -21,18 +21,9 @@ HOSTILE = (
     "```python\nprint('<b>')\n```\n"
 )
 ANSWERS["markdown"] = HOSTILE
-
-
-def ask(page: Any, text: str) -> None:
-    """Type and send."""
-    page.fill("#composer-text", text)
-    page.press("#composer-text", "Enter")
-
-
-def answered(page: Any, count: int = 1) -> None:
-    """Until so many answers are whole."""
-    page.wait_for_selector(f".answer[aria-busy=false] >> nth={count - 1}")
-    page.wait_for_selector("#stop", state="hidden")
+ANSWERS["table"] = (
+    "Ships:\n| name | masts |\n|:--|--:|\n| *Ada* | 3 |\n| a \\| b | <b>2</b> |\n\nThat is all | of them."
+)
 
 
 def last_add(served: ServedPlayground) -> Add:
@@ -119,6 +110,48 @@ def test_what_a_model_says_stays_text(page: Any) -> None:
     assert "noopener" in link.get_attribute("rel")
     assert prose.locator("pre code").inner_text() == "print('<b>')"
     assert prose.locator("figcaption").inner_text().split() == ["python", "Copy"]
+
+
+def test_a_table_is_a_table(page: Any) -> None:
+    ask(page, "A table, please.")
+    answered(page)
+    rows = page.locator(".answer tr").evaluate_all("rows => rows.map(row => [...row.cells].map(c => c.textContent))")
+    assert rows == [["name", "masts"], ["Ada", "3"], ["a | b", "<b>2</b>"]]
+    assert page.locator(".answer td em").inner_text() == "Ada"
+    assert page.locator(".answer td.end").count() == 2
+    assert page.locator(".answer .prose > p").all_inner_texts() == ["Ships:", "That is all | of them."]
+
+
+def test_an_answer_tells_where_its_time_went(page: Any) -> None:
+    ask(page, "Why so long?")
+    answered(page)
+    bar = page.locator(".answer .ledger")
+    assert re.match(r"Where [\d.]+ m?s went\. waiting for the first step: ", bar.get_attribute("aria-label"))
+    shares = bar.evaluate("bar => [...bar.children].map(part => [part.className, Number(part.style.flexGrow)])")
+    assert {name for name, _ in shares} >= {"piece queue", "piece prefill", "piece decode", "piece sampling"}
+    assert not page.is_visible(".ledger-legend")
+    page.focus(".explained summary")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".ledger-legend >> text=computing the prompt")
+    said = page.inner_text(".explained")
+    assert "Held up longest by the prompts of 1f3a9c02 (" in said
+    assert re.search(r"0 of \d+ prompt tokens came from the cache\. The next token, number 3, is another one", said)
+    assert page.locator(".divergence mark").count() == 2
+    ask(page, "And now?")
+    answered(page, 2)
+    assert page.locator(".ledger-legend >> nth=1").is_visible(), "who opened one sees the next ones open"
+
+
+def test_a_server_that_is_open_tells_nothing_of_its_cache(open_page: Callable[..., Any]) -> None:
+    with ServedPlayground(host="0.0.0.0", allow_unauthenticated=True) as served:
+        page = open_page(served.url)
+        ask(page, "Why so long?")
+        answered(page)
+        assert page.inner_text(".answer .turn-body") == DEFAULT
+        page.click(".explained summary")
+        assert "computing the prompt" in page.inner_text(".explained")
+        assert "cache" not in page.inner_text(".explained")
+        page.context.close()
 
 
 def test_parameters_reach_the_engine(page: Any, served: ServedPlayground) -> None:
@@ -224,6 +257,27 @@ def test_filling_the_pool_runs_eight_at_once(page: Any, served: ServedPlayground
     page.wait_for_selector("#fill >> text=Fill the pool")
 
 
+TWO_GROUPS = """async () => {
+  const { Pool } = await import("/playground/pool_model.js");
+  const pool = new Pool();
+  const tables = [{ window: null, first: 0, blocks: [1, 2, 3] }, { window: 16, first: 1, blocks: [5, 6] }];
+  const sequence = { id: "1f3a9c02/0", status: "running", prompt: 40, tokens: 42, computed: 41, cached: 0, tables };
+  const blocks = [1, 2, 3, 5, 6].map(id => [id, 1, 0]);
+  pool.apply({ kind: "full", num_blocks: 8, block_size: 16, blocks, evicted: [], sequences: [sequence] }, 0);
+  return [1, 5, 6].map(id => pool.describe(id).lines[1]).concat(pool.held(6));
+}"""
+
+
+def test_blocks_of_several_cache_groups_know_their_positions(page: Any) -> None:
+    """Also when the window has slid past the first of them."""
+    assert page.evaluate(TWO_GROUPS) == [
+        "1f3a9c02/0: positions 0 to 15, for layers that see everything",
+        "1f3a9c02/0: positions 16 to 31, for layers that see the last 16",
+        "1f3a9c02/0: positions 32 to 40, for layers that see the last 16",
+        9,
+    ]
+
+
 def test_what_is_exported(page: Any, served: ServedPlayground, tmp_path: Path) -> None:
     ask(page, "It's for export.")
     answered(page)
@@ -234,6 +288,7 @@ def test_what_is_exported(page: Any, served: ServedPlayground, tmp_path: Path) -
     saved = json.loads((tmp_path / "saved.json").read_text())
     assert saved["model"] == "starter"
     assert [message["content"] for message in saved["messages"]] == ["It's for export.", DEFAULT]
+    assert saved["messages"][1]["quire"]["timings"]["total_ms"] > 0
     assert saved["messages"][1]["statistics"]["usage"]["completion_tokens"] > 5
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#export-curl")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
@@ -20,8 +21,10 @@ from quire.engine.memory_transport import MemoryEngineTransport, MemoryHttpTrans
 from quire.engine.messages import (
     Add,
     Answer,
+    CacheReport,
     Cancel,
     Configure,
+    Delay,
     Failed,
     Failure,
     FinishReason,
@@ -34,13 +37,14 @@ from quire.engine.messages import (
     StartFailed,
     Statistics,
     StepOutputs,
+    Timings,
     ToEngine,
     TokenLogprobs,
     Watch,
     pack_ids,
     unpack_ids,
 )
-from quire.engine.pool_frame import Block, PoolFrame, SequencePicture
+from quire.engine.pool_frame import Block, PoolFrame, SequencePicture, TablePicture
 from quire.engine.progress_page import PageSnapshot
 from quire.engine.tokenizer import Tokenizer
 from quire.engine.transport import TransportClosed
@@ -92,6 +96,33 @@ class _Sequence:
             prompt_logprobs=self._prompt_logprobs() if self.count <= 1 else None,
             num_cached_tokens=0,
             queue_seconds=0.001,
+            timings=None if reason is None else self._timings(),
+            cache_report=self._cache_report() if self.count <= 1 else None,
+        )
+
+    def _timings(self) -> Timings | None:
+        """Half of it is decoding."""
+        explain = self.add.explain
+        if explain is None or explain.began is None:
+            return None
+        ended = time.monotonic()
+        sixth = int((ended - explain.began) * 1e9 / 6)
+        parts = {"queue": sixth, "prefill": sixth, "others_prefill": 0, "decode": 3 * sixth, "preempted": 0}
+        delays = (Delay("1f3a9c02" + "0" * 24, sixth),)
+        return Timings(began=explain.began, ended=ended, sampling=sixth, delayed_by=delays, **parts)
+
+    def _cache_report(self) -> CacheReport | None:
+        """The prompt's third token is another one than a cached prompt's."""
+        if self.add.explain is None or not self.add.explain.cache_report:
+            return None
+        prompt = unpack_ids(self.add.prompt_token_ids)
+        return CacheReport(
+            num_prompt_tokens=len(prompt),
+            num_cached_tokens=0,
+            block_size=16,
+            reason="diverged",
+            position=2,
+            neighbour_token_ids=tuple(prompt[3:6]),
         )
 
     def picture(self) -> SequencePicture:
@@ -104,7 +135,7 @@ class _Sequence:
             computed=length + self.count,
             cached=0,
             max_tokens=self.add.params.max_tokens,
-            blocks=tuple(self.blocks),
+            tables=(TablePicture(None, 0, tuple(self.blocks)),),
         )
 
     def _prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:

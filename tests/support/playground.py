@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from support.fake_engine import FakeEngine
@@ -108,3 +108,15 @@ class ServedPlayground:
         self._thread.join(30)
         self._listener.close()
         assert not self._thread.is_alive()
+
+
+def ask(page: Any, text: str) -> None:
+    """Type and send."""
+    page.fill("#composer-text", text)
+    page.press("#composer-text", "Enter")
+
+
+def answered(page: Any, count: int = 1) -> None:
+    """Until so many answers are whole."""
+    page.wait_for_selector(f".answer[aria-busy=false] >> nth={count - 1}")
+    page.wait_for_selector("#stop", state="hidden")
