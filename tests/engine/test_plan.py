@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from support.llama_8b import LLAMA_8B
 
 from quire.engine.cache_groups import group_layers
 from quire.engine.config import EngineConfig
@@ -93,20 +94,6 @@ def test_a_context_nobody_asked_for_is_reduced_with_a_note() -> None:
 def test_small_is_beside_what_is_free() -> None:
     assert plan_cache(wish(), BYTES, 64 * GIB).is_small
     assert not plan_cache(wish(), BYTES, 2 * GIB).is_small
-
-
-LLAMA_8B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rope_theta": 500000.0,
-    "torch_dtype": "bfloat16",
-}
 
 
 def footprint(folder: Path, values: dict[str, Any], device: Literal["cpu", "gpu"] = "gpu", **fields: Any) -> Footprint:
