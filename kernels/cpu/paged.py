@@ -19,7 +19,6 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """What the kernels call a cache of this dtype."""
 SCALE_BYTES = 4
 """Bytes of a row of an int8 cache after its D values: their float32 scale."""
-MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -134,5 +133,5 @@ def _check(k_cache: Tensor, v_cache: Tensor, dim: int) -> None:
     row = dim + SCALE_BYTES if k_cache.dtype == torch.int8 else dim
     if k_cache.dtype not in KINDS or k_cache.shape[3] != row or v_cache.shape != k_cache.shape:
         raise ValueError(f"a cache of {k_cache.dtype} {tuple(k_cache.shape)} does not hold heads of {dim}")
-    if dim > MAX_HEAD_DIM or not (k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError(f"caches must be contiguous and heads of at most {MAX_HEAD_DIM}, found {dim}")
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError("a cache must be contiguous")

@@ -21,8 +21,9 @@
 #define CHUNK 512
 #define ROWS 6
 #define MAX_ROWS 120
-/* Steps of a product between which its right side stays in the first-level cache. */
-#define DEPTH (4096 / PANEL)
+/* With no more rows than one register tile a tile is brought in by slices that stay in the first-level cache. */
+#define SLICE_BYTES 64
+#define SLICE_KEYS 16
 /* A maximum before any key: finite, so that no difference of maxima is inf - inf. */
 #define NOTHING (-3.0e38f)
 
@@ -51,9 +52,11 @@ typedef struct {
     float *top, *norm, *sums;
 } State;
 
+/* `position` [rows] is where each row's query stands in its sequence; the rest is as the drawing above has it. */
 typedef struct {
     float *query, *scores, *keys, *values, *scales, *tile_top, *tile_norm, *rescale;
     State chunk, total;
+    int64_t *position;
 } Work;
 
 INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -131,41 +134,44 @@ INLINE int64_t lowest_of(const Attention *p, int64_t position) {
     return p->window > 0 ? larger(0, position - p->window + 1) : 0;
 }
 
-/* The keys of the tile at `base` that rows row .. row + rows - 1 see between them. */
-INLINE void visible(const Attention *p, const Item *item, int64_t base, int64_t row, int64_t rows, int *low, int *high) {
-    const int64_t group = p->heads / p->kv_heads, position = position_of(p, item);
-    *low = (int)larger(0, lowest_of(p, position + row / group) - base);
-    *high = (int)smaller(TILE, position + (row + rows - 1) / group + 1 - base);
+/* The keys of the tile at `base` that rows row .. last see between them. */
+INLINE void visible(const Attention *p, const Work *w, int64_t base, int64_t row, int64_t last, int *low, int *high) {
+    *low = (int)larger(0, lowest_of(p, w->position[row]) - base);
+    *high = (int)smaller(TILE, w->position[last] + 1 - base);
 }
 
-/* scores [rows][64]: scaled, capped, in units of log2, -inf where a row does not see the key; tile_top [rows]. */
-static void score(const Attention *p, const Item *item, const Work *w, int64_t base, int64_t begin, int64_t end) {
-    const int64_t dim = p->dim;
+/* Scores of a tile's keys that some row sees, in the units of the query: their sums over the features begin .. begin +
+   depth - 1, which are what `keys` has, after those over the features before. */
+static void multiply(const Attention *p, const Work *w, int64_t base, int64_t first, int64_t end, int64_t begin,
+                     int64_t depth) {
     for (int panel = 0; panel < TILE; panel += PANEL)
-        for (int64_t depth = 0; depth < dim; depth += DEPTH)
-            for (int64_t row = begin; row < end; row += ROWS) {
-                const int rows = (int)smaller(ROWS, end - row);
-                int low, high;
-                visible(p, item, base, row, rows, &low, &high);
-                if (high <= panel || low >= panel + PANEL) continue;
-                product(rows, (int)((smaller(PANEL, high - panel) + VL - 1) / VL), depth == 0, NULL,
-                        w->query + row * dim + depth, dim, w->keys + panel * dim + depth * PANEL,
-                        smaller(DEPTH, dim - depth), w->scores + row * TILE + panel, TILE);
-            }
+        for (int64_t row = first; row < end; row += ROWS) {
+            const int rows = (int)smaller(ROWS, end - row);
+            int low, high;
+            visible(p, w, base, row, row + rows - 1, &low, &high);
+            if (high <= panel || low >= panel + PANEL) continue;
+            product(rows, (int)((smaller(PANEL, high - panel) + VL - 1) / VL), begin == 0, NULL,
+                    w->query + row * p->dim + begin, p->dim, w->keys + panel * depth, depth,
+                    w->scores + row * TILE + panel, TILE);
+        }
+}
+
+/* scores [rows][64]: capped, in units of log2, -inf where a row does not see the key; tile_top [rows]. */
+static void score(const Attention *p, const Work *w, int64_t base, int64_t begin, int64_t end) {
     const vf cap = vset(p->softcap * LOG2_E);
+    const int is_int8 = p->kind == KV_INT8, is_capped = p->softcap > 0;
     for (int64_t row = begin; row < end; row++) {
         float *scores = w->scores + row * TILE;
         int low, high;
-        visible(p, item, base, row, 1, &low, &high);
-        for (int i = 0; i < low; i++) scores[i] = -INFINITY;
-        for (int i = high; i < TILE; i++) scores[i] = -INFINITY;
-        if (p->kind == KV_INT8 || p->softcap > 0) {
+        visible(p, w, base, row, row, &low, &high);
+        if (is_int8 || is_capped)
             for (int i = 0; i < TILE; i += VL) {
                 vf s = vload(scores + i);
-                if (p->kind == KV_INT8) s = vmul(s, vload(w->scales + i));
-                if (p->softcap > 0) s = vmul(vtanh_(s), cap);
+                if (is_int8) s = vmul(s, vload(w->scales + i));
+                if (is_capped) s = vmul(vtanh_(s), cap);
                 vstore(scores + i, s);
             }
+        if (low > 0 || high < TILE) {
             for (int i = 0; i < low; i++) scores[i] = -INFINITY;
             for (int i = high; i < TILE; i++) scores[i] = -INFINITY;
         }
@@ -199,15 +205,19 @@ static void weigh(const Work *w, int64_t begin, int64_t end, int64_t rows) {
         vstore(w->chunk.norm + row, vfma(vload(w->chunk.norm + row), vload(w->rescale + row), vload(w->tile_norm + row)));
 }
 
-static void add_values(const Attention *p, const Item *item, const Work *w, int64_t base, int64_t begin, int64_t end) {
+/* The chunk's sums go on by the values first .. end - 1 of a tile, which are what `values` has. */
+static void add_values(const Attention *p, const Work *w, int64_t base, int64_t begin, int64_t end, int first, int last,
+                       int is_first) {
     const int64_t width = round_up(p->dim, VL);
     for (int64_t panel = 0; panel < width; panel += PANEL)
         for (int64_t row = begin; row < end; row += ROWS) {
             const int rows = (int)smaller(ROWS, end - row);
             int low, high;
-            visible(p, item, base, row, rows, &low, &high);
-            product(rows, (int)(smaller(PANEL, width - panel) / VL), 0, w->rescale + row, w->scores + row * TILE + low,
-                    TILE, w->values + panel * TILE + low * PANEL, high - low, w->chunk.sums + row * width + panel, width);
+            visible(p, w, base, row, row + rows - 1, &low, &high);
+            low = low > first ? low : first, high = high < last ? high : last;
+            product(rows, (int)(smaller(PANEL, width - panel) / VL), 0, is_first ? w->rescale + row : NULL,
+                    w->scores + row * TILE + low, TILE, w->values + panel * TILE + (low - first) * PANEL,
+                    high > low ? high - low : 0, w->chunk.sums + row * width + panel, width);
         }
 }
 
@@ -232,22 +242,23 @@ static void merge(State state, State chunk, int64_t rows, int64_t width) {
 /* sums / norm into the answer. A sink is one more weight in the norm. */
 static void finish(const Attention *p, const Item *item, State state) {
     const int64_t group = p->heads / p->kv_heads, dim = p->dim, width = round_up(dim, VL);
-    for (int64_t row = 0; row < item->tokens * group; row++) {
-        const int64_t head = item->kv_head * group + row % group;
-        const int64_t token = p->starts[item->sequence] + item->first + row / group;
-        float norm = state.norm[row], part = 1.0f;
-        if (p->sinks != NULL) {
-            const float sink = p->sinks[head] * LOG2_E, top = sink > state.top[row] ? sink : state.top[row];
-            float both[VL] = {state.top[row] - top, sink - top};
-            vstore(both, vexp2(vload(both)));
-            part = both[0], norm = norm * part + both[1];
+    int64_t row = 0;
+    for (int64_t token = 0; token < item->tokens; token++)
+        for (int64_t head = item->kv_head * group; head < (item->kv_head + 1) * group; head++, row++) {
+            float norm = state.norm[row], part = 1.0f;
+            if (p->sinks != NULL) {
+                const float sink = p->sinks[head] * LOG2_E, top = sink > state.top[row] ? sink : state.top[row];
+                float both[VL] = {state.top[row] - top, sink - top};
+                vstore(both, vexp2(vload(both)));
+                part = both[0], norm = norm * part + both[1];
+            }
+            const vf factor = vset(norm == 0.0f ? 0.0f : part / norm);
+            const float *sums = state.sums + row * width;
+            float *out = p->out + ((p->starts[item->sequence] + item->first + token) * p->heads + head) * dim;
+            int64_t i = 0;
+            for (; i + VL <= dim; i += VL) vstore(out + i, vmul(vload(sums + i), factor));
+            if (i < dim) vstore_n(out + i, vmul(vload(sums + i), factor), (int)(dim - i));
         }
-        const vf factor = vset(norm == 0.0f ? 0.0f : part / norm);
-        float *out = p->out + (token * p->heads + head) * dim;
-        int64_t i = 0;
-        for (; i + VL <= dim; i += VL) vstore(out + i, vmul(vload(state.sums + row * width + i), factor));
-        if (i < dim) vstore_n(out + i, vmul(vload(state.sums + row * width + i), factor), (int)(dim - i));
-    }
 }
 
 static int64_t take(float **from, float *memory, int64_t used, int64_t floats) {
@@ -263,6 +274,9 @@ static int64_t lay_out(Work *w, float *memory, int64_t rows, int64_t dim) {
     used = take(&w->keys, memory, used, TILE * dim);
     used = take(&w->values, memory, used, TILE * round_up(dim, PANEL));
     used = take(&w->scales, memory, used, TILE);
+    float *positions;
+    used = take(&positions, memory, used, 2 * rows);
+    w->position = (int64_t *)positions;
     used = take(&w->tile_top, memory, used, padded);
     used = take(&w->tile_norm, memory, used, padded);
     used = take(&w->rescale, memory, used, padded);
@@ -287,16 +301,21 @@ static void empty(State state, int64_t rows, int64_t width) {
     memset(state.sums, 0, 4 * (size_t)(rows * width));
 }
 
-static void load_query(const Attention *p, const Item *item, float *to) {
-    const int64_t group = p->heads / p->kv_heads;
+/* The item's rows of the query, scaled so that scores come in units of log2 (capped ones: of the cap). */
+static void load_query(const Attention *p, const Item *item, const Work *w) {
+    const int64_t group = p->heads / p->kv_heads, dim = p->dim, position = position_of(p, item);
     const vf factor = vset(p->softcap > 0 ? p->scale / p->softcap : p->scale * LOG2_E);
-    for (int64_t row = 0; row < item->tokens * group; row++, to += p->dim) {
-        const int64_t token = p->starts[item->sequence] + item->first + row / group;
-        const float *from = p->query + token * p->query_stride + (item->kv_head * group + row % group) * p->query_head_stride;
-        int64_t i = 0;
-        for (; i + VL <= p->dim; i += VL) vstore(to + i, vmul(vload(from + i), factor));
-        if (i < p->dim) vstore_n(to + i, vmul(vload_n(from + i, (int)(p->dim - i)), factor), (int)(p->dim - i));
-    }
+    float *to = w->query;
+    int64_t row = 0;
+    for (int64_t token = 0; token < item->tokens; token++)
+        for (int64_t head = item->kv_head * group; head < (item->kv_head + 1) * group; head++, row++, to += dim) {
+            const float *from = p->query + (p->starts[item->sequence] + item->first + token) * p->query_stride
+                                + head * p->query_head_stride;
+            int64_t i = 0;
+            for (; i + VL <= dim; i += VL) vstore(to + i, vmul(vload(from + i), factor));
+            if (i < dim) vstore_n(to + i, vmul(vload_n(from + i, (int)(dim - i)), factor), (int)(dim - i));
+            w->position[row] = position + token;
+        }
 }
 
 /* Rows of keys and values of one tile, and which keys of it are there. */
@@ -319,12 +338,36 @@ static void find_rows(const Attention *p, const Item *item, int64_t tile, Rows *
             rows->keys[i] = rows->keys[rows->first], rows->values[i] = rows->values[rows->first];
 }
 
+/* The scores of a tile for the rows begin .. end - 1; its values are fetched meanwhile. */
+static void bring_scores(const Attention *p, const Work *w, const Rows *tile, int64_t begin, int64_t end) {
+    const int64_t slice = end - begin > ROWS ? p->dim : SLICE_BYTES / kv_value_bytes((int)p->kind);
+    for (int64_t at = 0; at < p->dim; at += slice) {
+        const int64_t depth = smaller(slice, p->dim - at);
+        kv_keys((int)p->kind, tile->keys, tile->values, tile->first, tile->end, at, depth, w->keys);
+        multiply(p, w, tile->base, begin, end, at, depth);
+    }
+    if (p->kind == KV_INT8)
+        for (int i = tile->first; i < tile->end; i++) w->scales[i] = kv_scale(tile->keys[i], p->dim);
+    score(p, w, tile->base, begin, end);
+}
+
+/* The weights' sums over a tile's values; what comes `ahead`, if anything, is fetched meanwhile. */
+static void bring_sums(const Attention *p, const Work *w, const Rows *tile, const char *const *ahead, int64_t begin,
+                       int64_t end) {
+    const int slice = end - begin > ROWS ? TILE : SLICE_KEYS;
+    for (int first = tile->first; first < tile->end; first += slice) {
+        const int last = (int)smaller(first + slice, tile->end);
+        kv_values((int)p->kind, tile->values, ahead, first, last, p->dim, w->values);
+        add_values(p, w, tile->base, begin, end, first, last, first == tile->first);
+    }
+}
+
 static void attend(const Attention *p, const Item *item, Work *w, float *parts, int64_t part_rows) {
     const int64_t group = p->heads / p->kv_heads, rows = item->tokens * group, width = round_up(p->dim, VL);
     const int64_t position = position_of(p, item);
     Rows both[2], *now = &both[0], *next = &both[1];
     int64_t chunks = 0;
-    load_query(p, item, w->query);
+    load_query(p, item, w);
     find_rows(p, item, item->tile, now);
     for (int64_t tile = item->tile; tile < item->tile_end; tile++) {
         const int64_t base = tile * TILE;
@@ -333,11 +376,9 @@ static void attend(const Attention *p, const Item *item, Work *w, float *parts, 
         if (!last) find_rows(p, item, tile + 1, next);
         int64_t begin = larger(0, base - position) * group, end = rows; /* the rows that see something of this tile */
         if (p->window > 0) end = smaller(rows, larger(0, base + TILE - 1 + p->window - position) * group);
-        kv_keys((int)p->kind, now->keys, now->values, now->first, now->end, p->dim, w->keys, w->scales);
-        score(p, item, w, base, begin, end);
+        bring_scores(p, w, now, begin, end);
         weigh(w, begin, end, rows);
-        kv_values((int)p->kind, now->values, last ? NULL : next->keys, now->first, now->end, p->dim, w->values);
-        add_values(p, item, w, base, begin, end);
+        bring_sums(p, w, now, last ? NULL : next->keys, begin, end);
         if (last || (base + TILE) % CHUNK == 0) {
             State *other = chunks++ ? NULL : &w->total;
             if (item->part >= 0) {

@@ -144,21 +144,23 @@ INLINE vi kv_words(const char *p, int64_t bytes) {
     return wload(copy);
 }
 
-/* Keys first .. end - 1 of a tile into `keys`; the other keys of their vectors are unspecified. `ahead`, if any: rows
-   that are soon needed, fetched meanwhile. */
-INLINE void kv_keys_of(int kind, const char *const rows[TILE], const char *const *ahead, int first, int end, int64_t dim,
-                       float *keys) {
+/* Features begin .. begin + dim - 1 of keys first .. end - 1 of a tile into `keys`; the other keys of their vectors are
+   unspecified. `ahead`, if any: rows that are soon needed, fetched meanwhile. */
+INLINE void kv_keys_of(int kind, const char *const rows[TILE], const char *const *ahead, int first, int end,
+                       int64_t begin, int64_t dim, float *keys) {
     const int64_t bytes = dim * kv_value_bytes(kind), parts = 4 / kv_value_bytes(kind);
+    const int64_t offset = begin * kv_value_bytes(kind);
     for (int group = first / VL * VL; group < end; group += VL) {
         const char *from[VL];
-        for (int i = 0; i < VL; i++) from[i] = rows[group + i < first ? first : group + i < end ? group + i : end - 1];
+        for (int i = 0; i < VL; i++)
+            from[i] = rows[group + i < first ? first : group + i < end ? group + i : end - 1] + offset;
         float *panel = keys + group / PANEL * PANEL * dim + group % PANEL;
         for (int64_t byte = 0; byte < bytes; byte += 4 * VL) {
             vi words[VL];
             for (int i = 0; i < VL; i++) words[i] = kv_words(from[i] + byte, bytes - byte);
             if (ahead != NULL)
                 for (int i = 0; i < VL; i++)
-                    if (byte % 64 == 0) __builtin_prefetch(ahead[group + i] + byte, 0, 2);
+                    if (byte % 64 == 0) __builtin_prefetch(ahead[group + i] + offset + byte, 0, 2);
             transpose(words);
             float *to = panel + byte / 4 * parts * PANEL;
             const int64_t left = dim - byte / 4 * parts;
@@ -177,15 +179,12 @@ INLINE void kv_keys_of(int kind, const char *const rows[TILE], const char *const
     }
 }
 
-static void kv_keys(int kind, const char *const rows[TILE], const char *const *ahead, int first, int end, int64_t dim,
-                    float *keys, float *scales) {
-    if (kind == KV_FLOAT32) kv_keys_of(KV_FLOAT32, rows, ahead, first, end, dim, keys);
-    if (kind == KV_BFLOAT16) kv_keys_of(KV_BFLOAT16, rows, ahead, first, end, dim, keys);
-    if (kind == KV_FLOAT16) kv_keys_of(KV_FLOAT16, rows, ahead, first, end, dim, keys);
-    if (kind == KV_INT8) {
-        kv_keys_of(KV_INT8, rows, ahead, first, end, dim, keys);
-        for (int i = first; i < end; i++) scales[i] = kv_scale(rows[i], dim);
-    }
+static inline void kv_keys(int kind, const char *const rows[TILE], const char *const *ahead, int first, int end,
+                           int64_t begin, int64_t dim, float *keys) {
+    if (kind == KV_FLOAT32) kv_keys_of(KV_FLOAT32, rows, ahead, first, end, begin, dim, keys);
+    if (kind == KV_BFLOAT16) kv_keys_of(KV_BFLOAT16, rows, ahead, first, end, begin, dim, keys);
+    if (kind == KV_FLOAT16) kv_keys_of(KV_FLOAT16, rows, ahead, first, end, begin, dim, keys);
+    if (kind == KV_INT8) kv_keys_of(KV_INT8, rows, ahead, first, end, begin, dim, keys);
 }
 
 INLINE vf kv_load(int kind, const char *p) {
@@ -195,30 +194,40 @@ INLINE vf kv_load(int kind, const char *p) {
     return vload((const float *)p);
 }
 
-/* Values first .. end - 1 of a tile into `values`. */
+/* `vectors` vectors of a row's values, of which `left` <= vectors * VL are there. */
+INLINE void kv_widen(int kind, const int vectors, const char *from, int64_t left, vf scale, float *to) {
+    const int64_t size = kv_value_bytes(kind);
+    char copy[4 * VL];
+#pragma GCC unroll 4
+    for (int i = 0; i < vectors; i++, left -= VL) {
+        const char *source = from + i * VL * size;
+        if (left < VL) {
+            memset(copy, 0, sizeof copy);
+            source = memcpy(copy, source, (size_t)(left * size));
+        }
+        const vf value = kv_load(kind, source);
+        vstore(to + i * VL, kind == KV_INT8 ? vmul(value, scale) : value);
+    }
+}
+
+/* Values first .. end - 1 of a tile into `values`, from its first row on. */
 INLINE void kv_values_of(int kind, const char *const rows[TILE], const char *const *ahead, int first, int end,
                          int64_t dim, float *values) {
     const int64_t size = kv_value_bytes(kind);
     for (int key = first; key < end; key++) {
         const char *row = rows[key];
+        float *to = values + (key - first) * PANEL;
         const vf scale = vset(kind == KV_INT8 ? kv_scale(row, dim) : 1.0f);
         if (ahead != NULL)
             for (int64_t byte = 0; byte < dim * size; byte += 64) __builtin_prefetch(ahead[key] + byte, 0, 2);
-        for (int64_t i = 0; i < dim; i += VL) {
-            vf value;
-            if (i + VL <= dim) {
-                value = kv_load(kind, row + i * size);
-            } else {
-                char copy[4 * VL] = {0};
-                memcpy(copy, row + i * size, (size_t)((dim - i) * size));
-                value = kv_load(kind, copy);
-            }
-            vstore(values + i / PANEL * PANEL * TILE + key * PANEL + i % PANEL, kind == KV_INT8 ? vmul(value, scale) : value);
-        }
+        int64_t i = 0;
+        for (; i + PANEL <= dim; i += PANEL, to += PANEL * TILE)
+            kv_widen(kind, PANEL_VECTORS, row + i * size, PANEL, scale, to);
+        for (; i < dim; i += VL, to += VL) kv_widen(kind, 1, row + i * size, dim - i, scale, to);
     }
 }
 
-static void kv_values(int kind, const char *const rows[TILE], const char *const *ahead, int first, int end, int64_t dim,
+static inline void kv_values(int kind, const char *const rows[TILE], const char *const *ahead, int first, int end, int64_t dim,
                       float *values) {
     if (kind == KV_FLOAT32) kv_values_of(KV_FLOAT32, rows, ahead, first, end, dim, values);
     if (kind == KV_BFLOAT16) kv_values_of(KV_BFLOAT16, rows, ahead, first, end, dim, values);

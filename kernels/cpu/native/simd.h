@@ -155,21 +155,33 @@ INLINE vf vload_i8(const int8_t *p) { return (vf){p[0], p[1], p[2], p[3]}; }
 #endif
 
 /* Lane 0 + lane VL/2, and so on: a binary tree, the same on every path of one instruction set. */
+#if VL >= 8
+#if VL == 16
+#define HALVES(op, x) op(_mm512_extractf32x8_ps(x, 1), _mm512_castps512_ps256(x))
+#else
+#define HALVES(op, x) (x)
+#endif
+#define TREE(name, op, op_256) \
+    INLINE float name(vf x) { \
+        __m256 eight = HALVES(op_256, x); \
+        __m128 four = op(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight)); \
+        __m128 two = op(_mm_movehl_ps(four, four), four); \
+        return _mm_cvtss_f32(op(_mm_shuffle_ps(two, two, 1), two)); \
+    }
+TREE(vsum, _mm_add_ps, _mm256_add_ps)
+TREE(vmaximum, _mm_max_ps, _mm256_max_ps)
+#undef TREE
+#undef HALVES
+#else
 INLINE float vsum(vf x) {
-    float lanes[VL];
-    vstore(lanes, x);
-    for (int half = VL / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 INLINE float vmaximum(vf x) {
-    float lanes[VL];
-    vstore(lanes, x);
-    for (int half = VL / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
-    return lanes[0];
+    float even = x[2] > x[0] ? x[2] : x[0], odd = x[3] > x[1] ? x[3] : x[1];
+    return odd > even ? odd : even;
 }
+#endif
 
 /* 2^x to about one unit in the last place; 0 from -150 on down, so that exp2(-inf) is exactly 0. NaN stays NaN.
    x = n + f with |f| <= 1/2; 2^f by the Taylor polynomial of degree 7, whose error is below 2^-26. */
