@@ -72,7 +72,7 @@ def _parser(command: str) -> Parser:
 
     parser = Parser(
         command,
-        f"{__doc__} MODEL: a folder, a config.json, a hub name in the cache, or starter.",
+        f"{__doc__} MODEL: a folder, a GGUF file, a config.json, a hub name in the cache, or starter.",
         usage=f"quire {command} [MODEL] [flags] [flags of quire serve]",
         epilog="The flags of `quire serve` count too: --dtype, --kv-cache-memory-bytes, --block-size, --max-num-seqs, "
         "--max-num-batched-tokens, --max-model-len. Exit codes: 0, 2 usage, 3 model, 5 it does not fit.",

@@ -65,12 +65,13 @@ def _is_model(word: str) -> bool:
     if word == STARTER or _HUB_NAME.fullmatch(word):
         return True
     begins = word in (".", "..", "~") or word.startswith(("./", "../", "/", "~/"))
-    return (begins and "\n" not in word) or _is_folder_of_model(word)
+    return (begins and "\n" not in word) or _holds_model(word)
 
 
-def _is_folder_of_model(word: str) -> bool:
+def _holds_model(word: str) -> bool:
+    """Whether a word names a model's folder, or a GGUF file."""
     try:
-        return (Path(word) / "config.json").is_file()
+        return (Path(word) / "config.json").is_file() or (word.lower().endswith(".gguf") and Path(word).is_file())
     except (OSError, ValueError):
         return False
 

@@ -42,7 +42,7 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
-    model: Name | None = _flag(MODEL, "MODEL", "folder or Hugging Face name; without one, the starter model")
+    model: Name | None = _flag(MODEL, "MODEL", "folder, GGUF file or Hugging Face name; without one, the starter model")
     served_model_name: Names = _flag(MODEL, "NAME ...", "names clients may ask for; answers carry the first")
     tokenizer: Name | None = _flag(MODEL, "PATH", "folder or name to take the tokenizer from instead")
     revision: Name | None = _flag(MODEL, "REV", "branch, tag or commit of a Hugging Face name")

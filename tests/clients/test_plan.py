@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints import tiny_checkpoint
+from support.gguf_files import write_gguf
 from support.llama_8b import LLAMA_8B
 from support.source_tree import ROOT
 
@@ -46,6 +47,16 @@ def plan(capsys: pytest.CaptureFixture[str]) -> Any:
         return code, json.loads(out) if out else None, err
 
     return run
+
+
+def test_a_gguf_file_is_planned_as_its_folder(plan: Any, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "qwen2")
+    path = write_gguf(folder, tmp_path / "model.gguf")
+    (code, from_file, _), (_, from_folder, _) = (plan(str(model), "--memory", "8GiB") for model in (path, folder))
+    assert code == 0
+    assert from_file["weights"] == from_folder["weights"]
+    assert from_file["kv_cache"] == from_folder["kv_cache"]
+    assert plan(str(tmp_path / "model.gguf"))[0] == 0
 
 
 TEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

@@ -24,6 +24,8 @@ TOLD_APART = [
     (["Hello!"], None, (None, "Hello!")),
     (["你好"], None, (None, "你好")),
     (["gpt2", "hello"], None, ("gpt2", "hello")),
+    (["model.gguf"], None, ("model.gguf", "")),
+    (["missing.gguf"], "gpt2", ("gpt2", "missing.gguf")),
     (["starter", "starter"], None, ("starter", "starter")),
     (["hello"], "gpt2", ("gpt2", "hello")),
     ([], "gpt2", ("gpt2", "")),
@@ -40,6 +42,7 @@ def test_model_and_prompt(
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").touch()
+    (tmp_path / "model.gguf").touch()
     monkeypatch.chdir(tmp_path)
     assert model_and_prompt(words, model) == expected
 
