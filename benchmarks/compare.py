@@ -11,6 +11,8 @@ import contextlib
 import os
 import re
 import shlex
+import sys
+import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +98,7 @@ class Contender:
 
 
 def main(words: list[str]) -> int:
-    """Measure, print the table, write what was asked for. 1 where a server answered nothing."""
+    """Measure, print the table, write what was asked for. 1 where a server did not start or answered nothing."""
     options = _parse(words)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result = runner.run(measure(options))
@@ -116,19 +118,30 @@ def main(words: list[str]) -> int:
         except (PageError, FileNotFoundError) as error:
             raise CommandFailed(str(error), USAGE) from error
         print(f"updated {options.update_page}")
-    return int(any(load.completed == 0 for load in result.loads))
+    return int(len(result.peers) < len(options.server) or any(load.completed == 0 for load in result.loads))
 
 
 async def measure(options: Namespace) -> Result:
-    """Start what is to be started, one after the other; then take turns."""
+    """Start what is to be started, one after the other; then take turns.
+
+    A server of --start that does not come up is left out, unless it is the first.
+    """
     starts, versions = dict(options.start), dict(options.version)
     async with contextlib.AsyncExitStack() as stack:
-        contenders, peers = [], []
+        contenders: list[Contender] = []
+        peers: list[Peer] = []
         for name, address in options.server:
             process, seconds = None, None
             if name in starts:
                 process = stack.enter_context(StartedServer(name, starts[name]))
-                seconds = await process.wait_ready(address)
+                try:
+                    seconds = await process.wait_ready(address, options.start_seconds)
+                except CommandFailed as failure:
+                    if not contenders:
+                        raise
+                    print(f"left out: {failure}", file=sys.stderr, flush=True)
+                    process.stop()
+                    continue
                 print(f"{name} is ready after {seconds:.1f} s", flush=True)
             contender = await _connected(stack, name, address, process, options)
             version = versions.get(name) or await server_version(contender.http, _root(contender.target))
@@ -136,9 +149,9 @@ async def measure(options: Namespace) -> Result:
             contenders.append(contender)
             if process is not None:
                 process.pause()
-        await _take_turns(contenders, await _words(contenders, options), options)
+        rounds = await _take_turns(contenders, await _words(contenders, options), options)
         loads = [_load(contender, level) for level in options.max_concurrency for contender in contenders]
-    return Result(options.input_len, options.output_len, options.num_prompts, options.rounds, peers, loads)
+    return Result(options.input_len, options.output_len, options.num_prompts, rounds, peers, loads)
 
 
 async def _connected(
@@ -170,7 +183,8 @@ def _root(target: Target) -> str:
     return target.url.removesuffix(target.backend.path)
 
 
-async def _take_turns(contenders: Sequence[Contender], words: Words, options: Namespace) -> None:
+async def _take_turns(contenders: Sequence[Contender], words: Words, options: Namespace) -> int:
+    """Returns how many rounds there were: no further one begins when --minutes are over."""
     choice = datasets.Choice(
         seed=options.seed, random_input_len=options.input_len, random_output_len=options.output_len
     )
@@ -180,8 +194,10 @@ async def _take_turns(contenders: Sequence[Contender], words: Words, options: Na
     requests = datasets.random_requests(choice, total, words, as_text=False)
     for contender in contenders:
         await contender.serve(requests[:_WARMUPS], _WARMUPS)
-    at = _WARMUPS
+    at, begun = _WARMUPS, time.monotonic()
     for number in range(options.rounds):
+        if number and time.monotonic() - begun > 60 * options.minutes:
+            return number
         for level, count in counts.items():
             # Nobody is always the first after a change of load.
             turn = number % len(contenders)
@@ -191,6 +207,7 @@ async def _take_turns(contenders: Sequence[Contender], words: Words, options: Na
                 rate = sum(answer.output_tokens for answer in answers) / seconds
                 print(f"round {number + 1}, {level} at once, {contender.name}: {rate:.1f} tokens/s", flush=True)
             at += count
+    return int(options.rounds)
 
 
 def _load(contender: Contender, level: int) -> Load:
@@ -287,6 +304,9 @@ def _parser() -> Parser:
     servers.add_argument(
         "--version", type=_named, action="append", default=[], metavar="NAME=TEXT", help="for those that tell none"
     )
+    servers.add_argument(
+        "--start-seconds", type=float, default=600.0, metavar="S", help="for a server of --start to be ready [600]"
+    )
     servers.add_argument("--tokenizer", type=Path, metavar="PATH", help="folder or tokenizer.json [the first server's]")
     load = parser.add_argument_group("load")
     load.add_argument("--num-prompts", type=int, default=16, metavar="N", help="requests a server and round [16]")
@@ -295,6 +315,7 @@ def _parser() -> Parser:
     load.add_argument("--input-len", type=int, default=256, metavar="N", help="tokens of a prompt [256]")
     load.add_argument("--output-len", type=int, default=64, metavar="N", help="tokens of an answer [64]")
     load.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each server [3]")
+    load.add_argument("--minutes", type=float, default=60.0, help="begin no further round after so many [60]")
     load.add_argument("--seed", type=int, default=0, help="of the prompts [0]")
     load.add_argument("--extra-body", type=msgspec.json.decode, default={}, metavar="JSON", help="further fields")
     result = parser.add_argument_group("results")

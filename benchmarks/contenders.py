@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from quire.benchmarks.engine_rates import Rates
 from quire.clients.terminal import CommandFailed
 
 TOKENS_IN, TOKENS_OUT, BATCH = 256, 48, 8
-QUIRE = {"quire bf16": None, "quire int8": "int8", "quire int4": "int4", "quire int8-w8a8": "int8-w8a8"}
+QUIRE = {"quire bf16": None, "quire int8": "int8", "quire int8-w8a8": "int8-w8a8", "quire int4": "int4"}
 """Name -> --quantization."""
 LLAMA = {"llama.cpp BF16": "BF16", "llama.cpp Q8_0": "Q8_0", "llama.cpp Q4_0": "Q4_0"}
 """Name -> type of the GGUF file."""
 TRANSFORMERS = {"transformers bf16": "bfloat16", "transformers fp32": "float32"}
 """Name -> dtype."""
+LONGEST = 300.0
+"""Seconds that one run may take."""
 _LAST_WORDS = 400
 
 
@@ -32,10 +35,15 @@ class Contender:
     name: str
     command: tuple[str, ...]
     read: Callable[[str], Rates]
+    once: bool = False
+    """Whether it is so slow, and so far from a goal, that one round is enough."""
 
     def run(self) -> Rates:
-        """Raises CommandFailed with what it said."""
-        done = subprocess.run(self.command, capture_output=True, text=True)
+        """Raises CommandFailed with what it said, or when it takes too long."""
+        try:
+            done = subprocess.run(self.command, capture_output=True, text=True, timeout=LONGEST)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CommandFailed(f"{self.name}: {error}") from error
         try:
             if done.returncode:
                 raise ValueError(f"exit code {done.returncode}")
@@ -46,32 +54,42 @@ class Contender:
 
 
 def contenders(model: Path, llama: Path | None, threads: int) -> list[Contender]:
-    """Ours, and the peers that are there; `llama` is the folder of llama.cpp's programs."""
+    """Ours and the peers that are there, rivals side by side; `llama` is the folder of llama.cpp's programs."""
+    ours = [Contender(name, _quire(model, quantization), read_rates) for name, quantization in QUIRE.items()]
+    theirs = [] if llama is None else [
+        Contender(name, _batched_bench(llama, model, kind, threads), read_batched_bench)
+        for name, kind in LLAMA.items()
+    ]  # fmt: skip
+    others = [
+        Contender(name, _transformers(model, dtype, threads), read_rates, once=True)
+        for name, dtype in TRANSFORMERS.items()
+    ]
+    pairs = itertools.zip_longest(ours, theirs)
+    return [contender for pair in pairs for contender in pair if contender is not None] + others
 
-    def ours(quantization: str | None) -> tuple[str, ...]:
-        extra = () if quantization is None else ("--quantization", quantization)
-        return (sys.executable, "-m", "quire.benchmarks.engine_rates", str(model), "--dtype", "bfloat16", *extra,
-                "--input-len", str(TOKENS_IN), "--output-len", str(TOKENS_OUT), "--batch", str(BATCH))  # fmt: skip
 
-    found = [Contender(name, ours(quantization), read_rates) for name, quantization in QUIRE.items()]
-    if llama is not None:
-        for name, kind in LLAMA.items():
-            words = (str(llama / "llama-batched-bench"), "-m", str(model / f"model-{kind}.gguf"), "-c", "4096",
-                     "-b", "2048", "-ub", "512", "-npp", str(TOKENS_IN), "-ntg", str(TOKENS_OUT), "-npl", f"1,{BATCH}",
-                     "-t", str(threads), "--output-format", "jsonl")  # fmt: skip
-            found.append(Contender(name, words, read_batched_bench))
-    for name, dtype in TRANSFORMERS.items():
-        command = (sys.executable, "-m", "quire.benchmarks.transformers_rates", str(model), "--dtype", dtype,
-                 "--threads", str(threads), "--input-len", str(TOKENS_IN), "--batch", str(BATCH))  # fmt: skip
-        found.append(Contender(name, command, read_rates))
-    return found
+def _quire(model: Path, quantization: str | None) -> tuple[str, ...]:
+    extra = () if quantization is None else ("--quantization", quantization)
+    return (sys.executable, "-m", "quire.benchmarks.engine_rates", str(model), "--dtype", "bfloat16", *extra,
+            "--input-len", str(TOKENS_IN), "--output-len", str(TOKENS_OUT), "--batch", str(BATCH))  # fmt: skip
+
+
+def _batched_bench(llama: Path, model: Path, kind: str, threads: int) -> tuple[str, ...]:
+    return (str(llama / "llama-batched-bench"), "-m", str(model / f"model-{kind}.gguf"), "-c", "4096", "-b", "2048",
+            "-ub", "512", "-npp", str(TOKENS_IN), "-ntg", str(TOKENS_OUT), "-npl", f"1,{BATCH}", "-t", str(threads),
+            "--output-format", "jsonl")  # fmt: skip
+
+
+def _transformers(model: Path, dtype: str, threads: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "quire.benchmarks.transformers_rates", str(model), "--dtype", dtype, "--threads",
+            str(threads), "--input-len", str(TOKENS_IN), "--output-len", "6", "--batch", str(BATCH))  # fmt: skip
 
 
 def versions(llama: Path | None) -> dict[str, str]:
     """Of the peers."""
     found = {"transformers": version("transformers"), "torch": version("torch")}
     if llama is not None:
-        said = subprocess.run([llama / "llama-server", "--version"], capture_output=True, text=True)
+        said = subprocess.run([llama / "llama-batched-bench", "--version"], capture_output=True, text=True)
         found["llama.cpp"] = ((said.stderr + said.stdout).strip().splitlines() or ["unknown"])[0]
     return found
 

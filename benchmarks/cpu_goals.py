@@ -10,6 +10,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,16 +64,31 @@ def main(words: list[str] | None = None) -> int:
 
 
 def measure(options: Namespace) -> Measured:
-    """Everything that was not measured elsewhere, the processes in turns."""
+    """Everything that was not measured elsewhere; what is quick, and may fail, comes first."""
+    measured = Measured(
+        served=_read(options.compare, compare.Result).result if options.compare is not None else None,
+        kernels=_read(options.kernels, kernels.Result).result if options.kernels is not None else None,
+        first_token_seconds=_startup(options),
+        step_p50_ms=[_steps() for _ in range(options.step_runs)],
+        versions=contenders.versions(options.llama),
+    )
+    limits, rates = _take_turns(options)
+    return msgspec.structs.replace(measured, limits=limits, rates=rates)
+
+
+def _take_turns(options: Namespace) -> tuple[Limits | None, dict[str, list[Rates]]]:
+    """Each contender once a round, in turns with the machine's limits; every other round backwards."""
     threads = count_cores()
     torch.set_num_threads(threads)
     rates: dict[str, list[Rates]] = {}
     limits: list[Limits] = []
     everybody = contenders.contenders(options.model, options.llama, threads)
+    begun = time.monotonic()
     for number in range(options.rounds):
         limits.append(measure_limits())
-        turn = number % len(everybody)
-        for contender in [*everybody[turn:], *everybody[:turn]]:
+        for contender in reversed(everybody) if number % 2 else everybody:
+            if number and (contender.once or time.monotonic() - begun > 60 * options.minutes):
+                continue
             try:
                 found = contender.run()
             except CommandFailed as failure:
@@ -81,15 +97,7 @@ def measure(options: Namespace) -> Measured:
             rates.setdefault(contender.name, []).append(found)
             print(f"round {number + 1}, {contender.name}: {_line(found)}", flush=True)
         limits.append(measure_limits())
-    return Measured(
-        limits=_best(limits) if limits else None,
-        rates=rates,
-        served=_read(options.compare, compare.Result).result if options.compare is not None else None,
-        kernels=_read(options.kernels, kernels.Result).result if options.kernels is not None else None,
-        first_token_seconds=_startup(options),
-        step_p50_ms=[_steps() for _ in range(options.step_runs)],
-        versions=contenders.versions(options.llama),
-    )
+    return _best(limits) if limits else None, rates
 
 
 def _best(found: Sequence[Limits]) -> Limits:
@@ -173,6 +181,7 @@ def _parser() -> Parser:
     parser.add_argument("--compare", type=Path, metavar="FILE", help="what `quire bench compare` has written")
     parser.add_argument("--kernels", type=Path, metavar="FILE", help="what `quire bench kernels` has written")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="turns of each contender [2]")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after so many, only the first round goes on [60]")
     parser.add_argument("--startup-runs", type=int, default=3, metavar="N", help="[3]")
     parser.add_argument("--step-runs", type=int, default=3, metavar="N", help="[3]")
     parser.add_argument("--redraw", type=Path, metavar="FILE", help="only print again what this file holds")

@@ -52,16 +52,19 @@ class StartedServer:
             self._output.close()
             raise CommandFailed(f"--start {name}: {error}") from error
 
-    async def wait_ready(self, address: str) -> float:
-        """Until it lists its models; returns the seconds since this call. Raises CommandFailed when it ends before."""
+    async def wait_ready(self, address: str, limit: float = START_SECONDS) -> float:
+        """Until it lists its models; returns the seconds since this call.
+
+        Raises CommandFailed when it ends before, or is not ready after `limit` seconds.
+        """
         begun = time.monotonic()
         http, url = connect(address)
         async with http:
             while not await _answers(http, url):
                 if self._process.poll() is not None:
                     raise CommandFailed(f"{self.name} ended while it started: {self._last_words()}")
-                if time.monotonic() - begun > START_SECONDS:
-                    raise CommandFailed(f"{self.name} is not ready after {START_SECONDS:.0f} s: {self._last_words()}")
+                if time.monotonic() - begun > limit:
+                    raise CommandFailed(f"{self.name} is not ready after {limit:.0f} s: {self._last_words()}")
                 await asyncio.sleep(_POLL_SECONDS)
         return time.monotonic() - begun
 
@@ -74,7 +77,7 @@ class StartedServer:
         self._send(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it and wait for it."""
+        """End it and wait for it. Idempotent."""
         self.resume()
         if self._process.poll() is None:
             left = descendants(self._process.pid)

@@ -68,6 +68,28 @@ async def test_a_server_that_answers_nothing_is_no_success() -> None:
         assert await asyncio.to_thread(bench, "bench", words) == 1
 
 
+async def test_a_server_that_does_not_start_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    async with BenchTarget().served() as one:
+        words = [
+            "compare",
+            "--server",
+            f"a={one.url}",
+            "--server",
+            "b=http://127.0.0.1:9",
+            "--start",
+            "b=false",
+            *SMALL,
+        ]
+        assert await asyncio.to_thread(bench, "bench", [*words, "--minutes", "0"]) == 1
+    shown = capsys.readouterr()
+    assert "left out: b ended while it started" in shown.err
+    assert "| 3 | a |" in shown.out
+    assert "| b |" not in shown.out
+    assert "round 2" not in shown.out
+    with pytest.raises(CommandFailed, match="c ended while it started"):
+        await asyncio.to_thread(bench, "bench", ["compare", "--server", "c=http://127.0.0.1:9", "--start", "c=false"])
+
+
 def test_ratios_are_how_many_times_better_the_first_is() -> None:
     def load(name: str, rate: float, tpot: float) -> compare.Load:
         return compare.Load(name, 8, 16, 0, rate, [rate], 1.0, 1.0, 1.0, tpot, tpot, tpot, tpot)

@@ -75,6 +75,13 @@ def test_lines_of_the_batched_bench() -> None:
         broken.run()
 
 
+def test_rivals_stand_side_by_side(tmp_path: Path) -> None:
+    found = contenders.contenders(tmp_path, tmp_path, 2)
+    assert [one.name for one in found][:4] == ["quire bf16", "llama.cpp BF16", "quire int8", "llama.cpp Q8_0"]
+    assert len(found) == len(contenders.QUIRE) + len(contenders.LLAMA) + len(contenders.TRANSFORMERS)
+    assert not any("llama" in one.name for one in contenders.contenders(tmp_path, None, 2))
+
+
 @pytest.mark.parametrize(
     ("value", "at_most", "bound", "verdict"),
     [
