@@ -26,7 +26,7 @@ sys.path.append(str(ROOT / "tests"))
 from support.checkpoints import tiny_checkpoint  # noqa: E402
 from support.server import ServerProcess  # noqa: E402
 
-SIZES = {"wide": (1440, 1080), "narrow": (390, 844)}
+SIZES = {"wide": (1440, 1120), "narrow": (390, 844)}
 THEMES = ("light", "dark")
 FULL_POOL = ("--num-gpu-blocks-override", "96", "--max-num-seqs", "8", "--max-num-batched-tokens", "256")
 SECONDS = 120_000
@@ -104,9 +104,11 @@ def idle(camera: Camera, server: ServerProcess, size: str, theme: str) -> None:
 
 
 def eight(camera: Camera, server: ServerProcess, size: str, theme: str, name: str = "") -> None:
-    """A finished answer, and eight sequences: a chat and the demonstration."""
+    """Finished answers, the last one taken apart, and the eight sequences of the demonstration."""
     with camera.page(server.url, size, theme) as page:
         ask(page, SUM)
+        ask(page, STORY)
+        page.click(".answer:last-child .explained summary")
         show_pool(page, size)
         page.click("#fill")
         running(page, 8, 24)
@@ -184,7 +186,8 @@ def everything(camera: Camera, states: list[str]) -> None:
         }
         for state in states or servers:
             draw, arguments = servers[state]
-            with ServerProcess(*arguments) as server:
+            with ServerProcess(*arguments, wait=False) as server:
+                server.wait_ready(SECONDS / 1000)
                 for size in SIZES:
                     for theme in THEMES:
                         draw(camera, server, size, theme)
@@ -192,7 +195,8 @@ def everything(camera: Camera, states: list[str]) -> None:
 
 def for_the_docs(camera: Camera) -> None:
     """What docs/playground.md shows."""
-    with ServerProcess() as server:
+    with ServerProcess(wait=False) as server:
+        server.wait_ready(SECONDS / 1000)
         for theme in THEMES:
             eight(camera, server, "wide", theme, f"playground-{theme}")
         eight(camera, server, "narrow", "light", "playground-narrow")
