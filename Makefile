@@ -4,15 +4,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+NATIVE := $(wildcard kernels/cpu/native/*.[ch]) kernels/cpu/build.py
 PACKAGES := -p quire.engine -p quire.kernels -p quire.server -p quire.clients -p quire.benchmarks -p quire.models
 
-.PHONY: help install check test test-gpu bench serve clean
+.PHONY: help install check test test-gpu sanitize bench serve clean
 
 help:
 	@echo "make serve      serve the starter model on http://127.0.0.1:8000   (ARGS='MODEL --port 9000 ...')"
 	@echo "make test       the test suite                                     (ARGS='tests/server -k stream')"
 	@echo "make check      ruff format, ruff, mypy --strict"
 	@echo "make test-gpu   the tests that need a GPU"
+	@echo "make sanitize   the compiled CPU kernels under ASan and UBSan"
 	@echo "make bench      host time of an engine step, time from start to first token"
 	@echo "make install    only the virtual environment"
 	@echo "make clean      remove it, and caches"
@@ -23,34 +25,43 @@ $(BIN)/python:
 	@echo "making $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml | $(BIN)/python
+$(VENV)/installed: pyproject.toml setup.py | $(BIN)/python
 	@echo "installing Quire and its dependencies into $(VENV)"
 	@$(PIP) --editable .
-	@touch $@
+	@touch $@ $(VENV)/kernels
 
-$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/installed-dev: pyproject.toml setup.py | $(BIN)/python
 	@echo "installing Quire, its dependencies and the development tools into $(VENV)"
 	@$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/installed
+	@touch $@ $(VENV)/installed $(VENV)/kernels
 
-install: $(VENV)/installed
+# Installing compiles them; this is for sources that changed since. Without a compiler PyTorch serves.
+$(VENV)/kernels: $(NATIVE) | $(VENV)/installed
+	@if [ ! -e $@ ] || [ -n "$$(find $(NATIVE) -newer $@)" ]; then \
+	    echo "compiling the CPU kernels"; $(BIN)/python -P kernels/cpu/build.py || true; touch $@; fi
+
+install: $(VENV)/installed $(VENV)/kernels
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(PACKAGES)
 
-test: $(VENV)/installed-dev
-	PYTHONSAFEPATH=1 $(BIN)/pytest $(ARGS)
+test: $(VENV)/installed-dev $(VENV)/kernels
+	PYTHONSAFEPATH=1 $(BIN)/pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
 test-gpu: $(VENV)/installed-dev
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m gpu $(ARGS)
 
-bench: $(VENV)/installed
+# ASAN_OPTIONS: threads of OpenMP outlive main, and what they hold with them.
+sanitize: $(VENV)/installed
+	@ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -P tests/kernels/sanitize.py
+
+bench: $(VENV)/installed $(VENV)/kernels
 	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.engine_step
 	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.startup
 
-serve: $(VENV)/installed
+serve: $(VENV)/installed $(VENV)/kernels
 	@PYTHONSAFEPATH=1 exec $(BIN)/quire serve $(ARGS)
 
 clean:
