@@ -70,7 +70,7 @@ def build(target: Path, *, extra: tuple[str, ...] = ()) -> tuple[str, ...]:
                     [*FLAGS, *ARITHMETIC, *flags, f"-DISA={isa}", str(source), "-o", f"{folder}/{source.stem}-{isa}.o"]
                 )
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(lambda job: _run([*command, *extra, "-c", *job]), jobs))
+            list(pool.map(lambda job: _run([*command, "-c", *job, *extra]), jobs))
         linked = Path(folder) / LIBRARY_NAME
         objects = sorted(str(path) for path in Path(folder).glob("*.o"))
         _run([*command, *extra, "-shared", "-fopenmp", "-o", str(linked), *objects, "-lm"])

@@ -7,7 +7,7 @@
 
 #include "matmul_tile.h"
 
-#define AHEAD 2048 /* bytes of weights that are asked for before they are needed */
+#define AHEAD 4096 /* bytes of weights that are asked for before they are needed */
 #define UNUSED __attribute__((unused)) /* by the instruction sets that lack VDPBF16PS or VPDPBUSD */
 
 typedef struct {
@@ -47,7 +47,7 @@ static void panel_tile(int kind, int64_t rows, tile_t *t) {
 /* Positions that one turn of a panel tile's loop takes. */
 INLINE int64_t turn_of(UNUSED int kind) { return PAIRED(kind) ? 2 : QUADS(kind) ? 4 : 1; }
 INLINE int64_t chunk_of(UNUSED int kind) { return QUADS(kind) ? CHUNK8 : CHUNK; }
-/* Floats from one row of a chunk to the next: no power of two where few rows would share cache sets. */
+/* Floats from one row of a chunk to the next: no power of two where rows would share few cache sets. */
 INLINE int64_t pitch_of(UNUSED int kind) { return QUADS(kind) ? CHUNK8 / 4 + 16 : CHUNK; }
 
 /* Codes of `depth` positions as floats, group after group, and the scales [groups][64]. */
@@ -166,16 +166,18 @@ static void block_of_rows(const linear_t *l, const float *x, int64_t b, int64_t 
     const int64_t top = first_of(l->rows, tiles, from), bottom = first_of(l->rows, tiles, to);
     int64_t stride;
     float *sums = sums_of(l, b, bottom - top, &stride), *y = sums == l->y + b * BLOCK ? sums + top * stride : sums;
+    const int twice = FEW == ROWS && to - from <= 2; /* widening twice costs less than a panel */
     for (int64_t k = 0; k < chunks; k++, weights += bytes) {
         const int64_t depth = least(chunk, l->in - k * chunk);
-        const char *wide = widen(l->kind, weights, depth, panel), *ahead = weights + bytes;
+        const char *wide = twice ? weights : widen(l->kind, weights, depth, panel), *ahead = weights + bytes;
         for (int64_t i = from; i < to; i++, ahead += step * (chunk / turn_of(l->kind))) {
             const int64_t row = first_of(l->rows, tiles, i), rows = first_of(l->rows, tiles, i + 1) - row;
             tile_t t = {.weights = wide, .scales = panel + CHUNK * BLOCK, .group = unit.positions, .depth = depth,
                         .x = x + (row * chunks + k * rows) * pitch, .pitch = pitch, .x_scales = chunk / 4,
                         .y = y + (row - top) * stride, .stride = stride, .carry = k > 0,
                         .bias = l->bias && k == chunks - 1 ? l->bias + b * BLOCK : NULL, .ahead = ahead, .step = step};
-            panel_tile(l->kind, rows, &t);
+            if (!twice) panel_tile(l->kind, rows, &t);
+            else stream(l->kind, rows, &t);
         }
     }
     finish(l, b, top, bottom - top, sums);
