@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import errors, snapshot_download
+from huggingface_hub import HfApi, errors, snapshot_download
 from tqdm import tqdm
 
 from quire.engine.errors import ModelError
+from quire.engine.gguf_file import SUFFIX
 
 if TYPE_CHECKING:
     Bar = tqdm[Any]
@@ -30,11 +31,11 @@ def download(
     progress: Callable[[str, int, int], None],
     inspect: Callable[[Path], object],
 ) -> Path:
-    """The snapshot of a hub name in the cache, complete.
+    """The snapshot of a hub name in the cache, complete; or the one GGUF file of a repository without config.json.
 
     `progress` hears (name, bytes done, bytes in all). `inspect` sees the folder when it holds config.json and, unless
-    it raises, the rest is fetched. Raises ModelError when the hub does not know the name or the
-    revision, wants an agreement, or is out of reach and the cache does not hold the model.
+    it raises, the rest is fetched. Raises ModelError when the hub does not know the name or the revision, wants an
+    agreement, or is out of reach and the cache does not hold the model; or when there are several GGUF files.
     """
     bar = type("Bar", (_ProgressBar,), {"report": staticmethod(partial(progress, name))})
 
@@ -51,7 +52,10 @@ def download(
         )
 
     try:
-        inspect(fetch(("config.json",)))
+        folder = fetch(("config.json",))
+        if not (folder / "config.json").exists() and (file := _gguf_file(name, revision, folder)):
+            return fetch((file,)) / file
+        inspect(folder)
         return fetch(DOWNLOADED)
     except errors.GatedRepoError:
         why, fix = "the hub wants an agreement for it", "accept it on the model's page and set HF_TOKEN"
@@ -65,6 +69,19 @@ def download(
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         why, fix = str(error).splitlines()[0][:200] if str(error) else type(error).__name__, "try again"
     raise ModelError(name, "download failed", "config.json", why, fix)
+
+
+def _gguf_file(name: str, revision: str | None, folder: Path) -> str | None:
+    """The GGUF file of a repository: the one in the cache, else the only one that the hub has of it."""
+    files = [path.name for path in folder.glob(f"*{SUFFIX}")]
+    if len(files) != 1:
+        listed = HfApi().list_repo_files(name, revision=revision)
+        files = [file for file in listed if file.endswith(SUFFIX) and "/" not in file]
+    if len(files) > 1:
+        why = f"the hub has {len(files)} of them: {', '.join(files[:20])}"
+        fix = f"fetch one with `hf download {name} FILE`, and give the path of that file"
+        raise ModelError(name, "several GGUF files", files[0], why, fix)
+    return files[0] if files else None
 
 
 class _ProgressBar(Bar):

@@ -339,6 +339,22 @@ def test_hub(tmp_path: Path) -> None:
     assert "the hub cannot be reached" in offline[1]
 
 
+def test_gguf_files_on_the_hub(tmp_path: Path) -> None:
+    for name, files in (("one", ["a.gguf"]), ("many", ["a.gguf", "b.gguf"])):
+        (tmp_path / name).mkdir()
+        for file in ("README.md", *files):
+            (tmp_path / name / file).write_bytes(b"GGUF")
+    cache = tmp_path / "cache"
+    with stub_hub({"quire/one": tmp_path / "one", "quire/many": tmp_path / "many"}) as hub:
+        found, several, _ = resolve_in_a_process(hub.url, cache, "quire/one@", "quire/many@")
+        assert not any("resolve/main/b.gguf" in call for call in hub.asked)
+    assert Path(found).name == "a.gguf"
+    assert Path(found).read_bytes() == b"GGUF"
+    assert "several GGUF files (a.gguf): the hub has 2 of them: a.gguf, b.gguf; fix: fetch one" in several
+    offline = resolve_in_a_process("http://127.0.0.1:9", cache, "quire/one@", HF_HUB_OFFLINE="1")
+    assert offline[0] == found
+
+
 def parse_progress(text: str) -> tuple[str, int, int]:
     """The printed progress."""
     name, done, total = text.strip("()").split(", ")
