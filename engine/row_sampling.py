@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from quire.engine.sampling_params import SamplingParams
+from quire.kernels.cpu.sampling import pack_parameters
 
 
 class RowSampling:
@@ -67,7 +70,25 @@ class RowSampling:
     @property
     def is_plain_greedy(self) -> bool:
         """The next token is the argmax of the raw logits."""
-        return self.params.temperature == 0 and not self._always_adjusts and not self._masks_stop
+        return self.params.temperature == 0 and not self.adjusts
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjust` changes anything for the next token."""
+        return self._always_adjusts or self._masks_stop
+
+    @cached_property
+    def packed(self) -> bytes:
+        """What the next token depends on beside logits and position, for the compiled sampler."""
+        params = self.params
+        return pack_parameters(
+            self.seed,
+            self.choice,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+        )
 
     @property
     def _masks_stop(self) -> bool:

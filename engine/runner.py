@@ -22,10 +22,10 @@ from torch import Tensor
 
 from quire.engine.cache_groups import CacheGroup
 from quire.engine.kv_cache import KVCache
-from quire.engine.logprobs import slice_rows, token_logprobs
+from quire.engine.logprobs import slice_rows
 from quire.engine.messages import Failure, TokenLogprobs
 from quire.engine.row_sampling import RowSampling
-from quire.engine.sampler import NOT_FINITE, Draw, internal_error, sample
+from quire.engine.sampler import NOT_FINITE, Draw, Sampler, TorchSampler, internal_error
 from quire.engine.step import NewRow, RowWork, Sampled, SampledRow, Step
 from quire.engine.step_input import RowTable
 from quire.kernels.interface import AttentionPlan
@@ -119,7 +119,8 @@ class _Computed:
 class ModelRunner:
     """Implements `quire.engine.core.Runner` in this process, on one device.
 
-    `vocab_size` counts the columns that may be sampled; `max_tokens` the longest sequence.
+    `vocab_size` counts the columns that may be sampled; `max_model_len` the longest sequence. `sampler`: PyTorch's
+    unless another one is given.
     """
 
     def __init__(
@@ -133,8 +134,10 @@ class ModelRunner:
         block_size: int,
         vocab_size: int,
         watch: StepWatch | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self._model, self._kernels, self._cache = model, kernels, cache
+        self._sampler = sampler or TorchSampler()
         self._vocab_size = vocab_size
         self._table = RowTable(max_num_seqs, max_model_len, block_size, cache.groups)
         self._rows: dict[int, _Row] = {}
@@ -271,7 +274,7 @@ class ModelRunner:
         try:
             logits = self._logits(hidden[[position for position, _ in sources]])
             index = [i for i, (_, drawing) in enumerate(sources) for _ in drawing]
-            draws = sample(logits, index, [self._sampling(row) for row in rows])
+            draws = self._sampler.sample(logits, index, [self._sampling(row) for row in rows])
         except Exception as error:
             if len(sources) > 1:
                 half = len(sources) // 2
@@ -312,7 +315,7 @@ class ModelRunner:
         for first in range(0, len(targets), per_slice):
             some = targets[first : first + per_slice]
             logits = self._logits(computed.hidden()[begin + first : begin + first + len(some)])
-            entries += token_logprobs(logits, some, [row.num_prompt_logprobs] * len(some))
+            entries += self._sampler.token_logprobs(logits, some, [row.num_prompt_logprobs] * len(some))
         return tuple(entries)
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Everything is float32 and elementwise or a reduction within one row, so a row's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,13 +34,34 @@ NOISE_TOKENS = 1 << 16
 _SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """One row's token with its log probabilities when asked for, or why there is none."""
 
     token_id: int = -1
     logprobs: TokenLogprobs | None = None
     failure: Failure | None = None
+
+
+class Sampler(Protocol):
+    """From logits to tokens and log probabilities: this file in PyTorch, `quire.engine.compiled_sampler` in C."""
+
+    def sample(self, logits: Tensor, sources: Sequence[int], rows: Sequence[RowSampling]) -> list[Draw]:
+        """See `sample` below."""
+
+    def token_logprobs(self, logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs]:
+        """See `quire.engine.logprobs.token_logprobs`."""
+
+
+class TorchSampler:
+    """The sampler in PyTorch."""
+
+    def sample(self, logits: Tensor, sources: Sequence[int], rows: Sequence[RowSampling]) -> list[Draw]:
+        """See `sample` below."""
+        return sample(logits, sources, rows)
+
+    def token_logprobs(self, logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs]:
+        """See `quire.engine.logprobs.token_logprobs`."""
+        return token_logprobs(logits, token_ids, num_top)
 
 
 def sample(logits: Tensor, sources: Sequence[int], rows: Sequence[RowSampling]) -> list[Draw]:
@@ -78,7 +99,7 @@ def _sample_adjusted(scores: Tensor, rows: Sequence[RowSampling]) -> list[Draw]:
     random = []
     for i, row in enumerate(rows):
         if draws[i] is None:
-            draws[i] = _NOTHING_LEFT if empty[i] else Draw(best[i])
+            draws[i] = Draw(failure=NOTHING_LEFT) if empty[i] else Draw(best[i])
             if not empty[i] and row.params.temperature > 0:
                 random.append(i)
     if random:
@@ -181,6 +202,4 @@ def internal_error(message: str) -> Failure:
 
 
 NOT_FINITE = Failure("model_numerics", "the model's logits for this request are not finite")
-_NOTHING_LEFT = Draw(
-    failure=Failure("no_valid_token", "allowed_token_ids, bad_words and min_tokens leave no token to choose")
-)
+NOTHING_LEFT = Failure("no_valid_token", "allowed_token_ids, bad_words and min_tokens leave no token to choose")
