@@ -8,9 +8,11 @@ ARG DEVICE=cpu
 # pip reads it from the environment; a CPU wheel has the higher local version, so it wins where the index has one.
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# The CPU kernels are compiled while Quire is built, for every instruction set; the one that fits is chosen at run time.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/quire
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY quire quire
 COPY engine engine
 COPY kernels kernels
@@ -22,9 +24,9 @@ RUN if [ "$DEVICE" = gpu ]; then /opt/quire/bin/pip install ".[gpu]"; else /opt/
 
 FROM python:3.11-slim
 ARG DEVICE=cpu
-# Triton compiles its launchers with a C compiler.
-RUN if [ "$DEVICE" = gpu ]; then apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
-    && rm -rf /var/lib/apt/lists/*; fi
+# OpenMP for the CPU kernels; Triton compiles its launchers with a C compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
+    $(if [ "$DEVICE" = gpu ]; then echo gcc libc6-dev; fi) && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 quire && mkdir /models && chown quire /models
 COPY --from=build /opt/quire /opt/quire
 USER quire

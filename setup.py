@@ -29,12 +29,12 @@ class BuildKernels(Command):
     """Compiles into the wheel, or beside the sources for an editable install; says so in one line when it cannot."""
 
     description = "compile the CPU kernels"
-    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = [("build-lib=", "b", "the folder to build in")]
     editable_mode = False
     build_lib: str | None = None
 
     def initialize_options(self) -> None:
-        """Nothing to set."""
+        """Nothing to set beyond the class's own."""
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_lib", "build_lib"))

@@ -43,8 +43,10 @@ class NotBuilt(Exception):
 
 def compiler() -> list[str]:
     """The C compiler's command: $CC, or cc, gcc or clang; raises NotBuilt."""
-    if os.environ.get("CC"):
-        return os.environ["CC"].split()
+    if wanted := os.environ.get("CC", "").split():
+        if shutil.which(wanted[0]) is None:
+            raise NotBuilt(f"{wanted[0]}: no such compiler")
+        return wanted
     found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     if found is None:
         raise NotBuilt("no C compiler (cc, gcc, clang) was found")

@@ -28,7 +28,9 @@ def main() -> int:
         driver = Path(folder) / "driver"
         command = [*build.compiler(), *SANITIZE, "-Wall", "-Wextra", "-o", driver, *sources, target, "-ldl", "-lm"]
         subprocess.run([*command, f"-Wl,-rpath,{folder}"], check=True)
-        return subprocess.run([driver, *here], env={"OMP_NUM_THREADS": "2", **os.environ}).returncode
+        return subprocess.run(
+            [driver, *here], env={"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", **os.environ}
+        ).returncode
 
 
 if __name__ == "__main__":
