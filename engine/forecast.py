@@ -14,11 +14,7 @@ from quire.engine.roofline import Roofline
 DEFAULT_PROMPT = 512
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The base of the parts of a forecast."""
-
-
-class ModelFacts(Facts, frozen=True, kw_only=True):
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What config.json says."""
 
     name: str
@@ -30,7 +26,7 @@ class ModelFacts(Facts, frozen=True, kw_only=True):
     dtype_reason: str
 
 
-class DeviceFacts(Facts, frozen=True, kw_only=True):
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is planned for. Rates are peaks, a second."""
 
     name: str
@@ -40,7 +36,7 @@ class DeviceFacts(Facts, frozen=True, kw_only=True):
     source: str
 
 
-class MemoryFacts(Facts, frozen=True, kw_only=True):
+class MemoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes; what is there, and who takes it."""
 
     total: int
@@ -53,7 +49,7 @@ class MemoryFacts(Facts, frozen=True, kw_only=True):
     """Negative when it does not fit."""
 
 
-class WeightFacts(Facts, frozen=True, kw_only=True):
+class WeightFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of weights by part."""
 
     embeddings: int
@@ -62,7 +58,7 @@ class WeightFacts(Facts, frozen=True, kw_only=True):
     norms: int
 
 
-class CacheFacts(Facts, frozen=True, kw_only=True):
+class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The KV cache; no blocks when it does not fit."""
 
     bytes_per_token: float
@@ -74,7 +70,7 @@ class CacheFacts(Facts, frozen=True, kw_only=True):
     max_num_seqs: int
 
 
-class LoadFacts(Facts, frozen=True, kw_only=True):
+class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     """As many sequences of `context` tokens as run at once. Times are predicted."""
 
     context: int
@@ -87,7 +83,7 @@ class LoadFacts(Facts, frozen=True, kw_only=True):
     tokens_per_second: float
 
 
-class PromptFacts(Facts, frozen=True, kw_only=True):
+class PromptFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The first token of a prompt that nobody else delays, predicted."""
 
     prompt_len: int
@@ -95,7 +91,7 @@ class PromptFacts(Facts, frozen=True, kw_only=True):
     max_num_batched_tokens: int
 
 
-class Forecast(Facts, frozen=True, kw_only=True):
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """What `quire plan` prints, and with --json its keys."""
 
     model: ModelFacts
