@@ -83,7 +83,7 @@ async function refusal(response) {
 }
 
 /** Cuts a text/event-stream, given in pieces of any size, into the data of its events. */
-export class EventParser {
+class EventParser {
   constructor() {
     this.rest = "";
     this.data = [];
