@@ -14,6 +14,7 @@ import torch
 from quire import kernels
 from quire.engine.block_pool import BlockPool
 from quire.engine.cache_report import ExplainingIndex
+from quire.engine.compiled_sampler import CompiledSampler
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
 from quire.engine.errors import UsageError
@@ -30,8 +31,10 @@ from quire.engine.planted_faults import plant
 from quire.engine.precision import Precision
 from quire.engine.resolve import Resolved
 from quire.engine.runner import ModelRunner, StepWatch, Unwatched
+from quire.engine.sampler import TorchSampler
 from quire.engine.scheduler import Scheduler, SchedulerConfig
 from quire.engine.warm_up import SMALL_WEIGHTS, choose_threads, find_token_budget, run_prompt
+from quire.kernels.cpu.compiled import CompiledKernels
 
 
 def ignore_progress(progress: Progress) -> None:
@@ -88,6 +91,7 @@ def build_engine(
         block_size=plan.block_size,
         vocab_size=resolved.vocab_size,
         watch=watch,
+        sampler=CompiledSampler(backend.sampling) if isinstance(backend, CompiledKernels) else TorchSampler(),
     )
     threads = _threads(config, resolved, runner, plan, backend, decoder.weights_bytes)
     budget = _warm_up(runner, resolved.max_num_batched_tokens, plan, max_num_seqs)

@@ -13,6 +13,7 @@ from quire.kernels.cpu.library import Library
 from quire.kernels.cpu.linear import Linear, PackedLinear
 from quire.kernels.cpu.paged import PagedAttention
 from quire.kernels.cpu.pointwise import Pointwise
+from quire.kernels.cpu.sampling import Sampling
 from quire.kernels.interface import Activation, AttentionPlan
 
 
@@ -29,6 +30,7 @@ class CompiledKernels:
         self.embedding = self._linear.rows
         self.rms_norm, self.layer_norm = self._pointwise.rms_norm, self._pointwise.layer_norm
         self.write_kv = self._attention.write
+        self.sampling = Sampling(library)
 
     def set_threads(self, threads: int) -> None:
         """Of the compiled kernels; torch, which has only small things to do here, gets one."""
