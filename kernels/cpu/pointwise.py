@@ -42,7 +42,7 @@ class Pointwise:
         else:
             (x, stride), inner = _rows(x), 1
         weight = _dense(weight)
-        out = torch.empty(x.shape, dtype=_FLOAT)
+        out = _empty(x)
         weight_rows, rows = weight.numel() // size, x.numel() // size
         self._rms_norm(x.data_ptr(), stride, inner, weight.data_ptr(), weight_rows, out.data_ptr(), rows, size, eps)
         return out
@@ -51,7 +51,7 @@ class Pointwise:
         """`rms_norm` of x + residual [..., H], and that sum."""
         size = x.shape[-1]
         (x, x_stride), (residual, residual_stride), weight = _rows(x), _rows(residual), _dense(weight)
-        total, out = torch.empty(x.shape, dtype=_FLOAT), torch.empty(x.shape, dtype=_FLOAT)
+        total, out = _empty(x), _empty(x)
         self._add_rms_norm(
             x.data_ptr(),
             x_stride,
@@ -70,7 +70,7 @@ class Pointwise:
         """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension of x [..., H]."""
         size = x.shape[-1]
         (x, stride), weight, bias = _rows(x), _dense(weight), None if bias is None else _dense(bias)
-        out = torch.empty(x.shape, dtype=_FLOAT)
+        out = _empty(x)
         self._layer_norm(
             x.data_ptr(),
             stride,
@@ -97,7 +97,7 @@ class Pointwise:
         weight = None if weight is None else _dense(weight)
         if positions.dtype is not torch.int64 or not positions.is_contiguous():
             positions = positions.to(torch.int64).contiguous()
-        out = torch.empty((rows, heads, size), dtype=_FLOAT)
+        out = _empty(x)
         self._norm_rope(
             x.data_ptr(),
             stride,
@@ -118,7 +118,7 @@ class Pointwise:
         """act(gate) * up, elementwise, of two tensors of one shape."""
         (gate, gate_stride), (up, up_stride) = _rows(gate), _rows(up)
         size = gate.shape[-1]
-        out = torch.empty(gate.shape, dtype=_FLOAT)
+        out = _empty(gate)
         self._activation(
             _KINDS[kind],
             gate.data_ptr(),
@@ -135,9 +135,14 @@ class Pointwise:
         """act(x), elementwise."""
         x, stride = _rows(x)
         size = x.shape[-1]
-        out = torch.empty(x.shape, dtype=_FLOAT)
+        out = _empty(x)
         self._activation(_KINDS[kind], x.data_ptr(), stride, None, 0, out.data_ptr(), x.numel() // size, size)
         return out
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Of x's shape, without gaps; several times as fast as `torch.empty` with a shape."""
+    return torch.empty_like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

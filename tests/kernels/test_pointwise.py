@@ -38,7 +38,8 @@ def wide(size: int, *shape: int) -> Tensor:
 
 def assert_as_exact_as_torch(found: Tensor, torchs: Tensor, exact: Tensor) -> None:
     """At most twice PyTorch's own error, or a unit in the last place of the largest value where PyTorch has none."""
-    assert found.shape == torchs.shape and found.dtype == torch.float32 and found.is_contiguous()
+    assert (found.shape, found.dtype) == (torchs.shape, torch.float32)
+    assert found.is_contiguous()
     unit = exact.abs().max().item() * torch.finfo(torch.float32).eps
     allowed = max(2 * (torchs.double() - exact).abs().max().item(), unit)
     assert (found.double() - exact).abs().max().item() <= allowed
