@@ -20,8 +20,13 @@ from torch import Tensor
 
 from quire.benchmarks.bench_model import SHAPE
 from quire.benchmarks.limits import Call
+from quire.engine.compiled_sampler import CompiledSampler
+from quire.engine.row_sampling import RowSampling
+from quire.engine.sampler import Sampler, TorchSampler
+from quire.engine.sampling_params import SamplingParams
 from quire.kernels.cpu.compiled import CompiledKernels
 from quire.kernels.cpu.library import Library
+from quire.kernels.cpu.sampling import Sampling
 from quire.kernels.cpu.torch_backend import CpuKernels
 from quire.kernels.interface import AttentionPlan, Kernels
 
@@ -251,11 +256,11 @@ def _pointwise(choice: Choice) -> Iterator[list[Case]]:
 
 
 def _sampling(choice: Choice) -> Iterator[list[Case]]:
-    """Greedy, a plain temperature, and top-p with top-k, for 8 rows of the vocabulary; the engine's own sampler."""
-    from quire.engine.row_sampling import RowSampling
-    from quire.engine.sampler import sample
-    from quire.engine.sampling_params import SamplingParams
-
+    """Greedy, a plain temperature, and top-p with top-k, for 8 rows of the vocabulary; the engine's own samplers."""
+    backends: list[tuple[str, Sampler]] = [
+        (f"compiled {library.isa}", CompiledSampler(Sampling(library))) for library in choice.libraries
+    ]
+    backends.append(("pytorch", TorchSampler()))
     logits = torch.randn(8, VOCABULARY) * 3
     found = []
     for name, params in (
@@ -264,13 +269,7 @@ def _sampling(choice: Choice) -> Iterator[list[Case]]:
         ("top-p 0.9, top-k 50", SamplingParams(temperature=1.0, seed=1, top_p=0.9, top_k=50)),
     ):
         rows = [RowSampling(params, row, np.array([1], dtype=np.int32), 1, VOCABULARY) for row in range(8)]
-        found.append(
-            Case(
-                "sampling",
-                f"8 x {VOCABULARY}, {name}",
-                "engine",
-                partial(sample, logits, range(8), rows),
-                logits.nbytes,
-            )
-        )
+        for backend, sampler in backends:
+            call = partial(sampler.sample, logits, range(8), rows)
+            found.append(Case("sampling", f"8 x {VOCABULARY}, {name}", backend, call, logits.nbytes))
     yield found
