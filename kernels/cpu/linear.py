@@ -51,6 +51,7 @@ class Linear:
         self.library = library
         kind, size, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
         self._bytes: Callable[[int, int, int], int] = library.function("linear_bytes", (kind, size, size), size)
+        self._huge_pages = library.function("linear_huge_pages", (address, size))
         self._pack = library.function("linear_pack", (kind, address, size, size, address, size))
         self._linear = library.function("linear", (kind, address, size, size, address, address, address, size))
         self._rows = library.function("linear_rows", (kind, address, size, address, size, address))
@@ -74,6 +75,7 @@ class Linear:
         kind = KINDS[precision]
         out_features, in_features = weight.shape
         data = torch.empty(self._bytes(kind, out_features, in_features), dtype=torch.uint8)
+        self._huge_pages(data.data_ptr(), data.nbytes)
         slab = max(1, SLAB_BYTES // (4 * in_features * BLOCK)) * BLOCK
         for start in range(0, out_features, slab):
             rows = weight[start : start + slab].to(DTYPES.get(precision, torch.float32)).contiguous()

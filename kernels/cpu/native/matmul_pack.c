@@ -3,6 +3,8 @@
    int8: the scale is the largest of 64 over 127, rounded up to bfloat16, so that nothing is cut off. int4: of the
    scales that put the largest of 32, with its sign, on one of ANCHORS, the one with the least squared error. */
 
+#include <sys/mman.h>
+
 #include "matmul.h"
 
 static const float ANCHORS[] = {-127, 113, -119, -135, 106, 121};
@@ -10,6 +12,17 @@ static const float ANCHORS[] = {-127, 113, -119, -135, 106, 121};
 /* Bytes of a packed weight [out, in]; 0 where this instruction set has no such kind. */
 EXPORT int64_t FN(linear_bytes)(int kind, int64_t out, int64_t in) {
     return kind == INT8_INT8 && !QUADS(INT8_INT8) ? 0 : blocks_of(out) * block_bytes(kind, in);
+}
+
+/* Asks for huge pages under memory that is not touched yet: streams of weights cross fewer page borders. */
+EXPORT void FN(linear_huge_pages)(void *data, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const uintptr_t page = 2 << 20, from = ((uintptr_t)data + page - 1) / page * page;
+    const uintptr_t to = ((uintptr_t)data + (uintptr_t)bytes) / page * page;
+    if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE); /* where it is refused, small pages serve */
+#else
+    (void)data, (void)bytes;
+#endif
 }
 
 /* The word of `in` position i and lane o in a block of floats. */
