@@ -84,29 +84,33 @@ static const char *widen(int kind, const char *weights, int64_t depth, float *pa
     return (const char *)panel;
 }
 
+#if defined(__AVX512VNNI__)
 /* 64 activations as bytes, 128 more than themselves over their scale, which is returned; NaN and infinity make it NaN. */
-UNUSED static float quantize64(const float *x, int64_t depth, uint8_t *to) {
-    float largest = 0, poison = 0;
-    for (int64_t i = 0; i < depth; i++) {
-        float size = fabsf(x[i]);
-        largest = size > largest ? size : largest;
-        poison += x[i] * 0.0f;
+static float quantize64(const float *x, int64_t depth, uint8_t *to) {
+    vf v[4], largest = vzero(), poison = vzero();
+    for (int i = 0; i < 4; i++) {
+        const int64_t left = depth - i * VL;
+        v[i] = left >= VL ? vload(x + i * VL) : left > 0 ? vload_n(x + i * VL, (int)left) : vzero();
+        largest = vmax(largest, vmax(v[i], vsub(vzero(), v[i])));
+        poison = vfma(v[i], vzero(), poison);
     }
-    const float inverse = largest > 0 ? 127.0f / largest : 0;
-    for (int64_t i = 0; i < depth; i++) {
-        float q = rintf(x[i] * inverse);
-        to[i] = (uint8_t)(128 + (int)(q > 127 ? 127 : q > -127 ? q : -127));
+    const float most = vmaximum(largest);
+    const vf inverse = vset(most > 0 ? 127.0f / most : 0);
+    for (int i = 0; i < 4; i++) {
+        __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(vmul(v[i], inverse)));
+        _mm_storeu_si128((__m128i *)(to + i * VL), _mm_xor_si128(bytes, _mm_set1_epi8((char)0x80)));
     }
-    memset(to + depth, 128, (size_t)(64 - depth));
-    return largest / 127.0f + poison;
+    return most / 127.0f + vsum(poison);
 }
+#endif
 
 /* One row's activations of `depth` positions as the tiles read them; scales from to + x_scales on. */
 static void place(UNUSED int kind, const float *x, int64_t depth, float *to, UNUSED int64_t x_scales) {
-    if (QUADS(kind))
-        for (int64_t i = 0; i < depth; i += 64)
-            to[x_scales + i / 64] = quantize64(x + i, least(64, depth - i), (uint8_t *)to + i);
-    else if (!PAIRED(kind)) memcpy(to, x, 4 * (size_t)depth);
+    if (!PAIRED(kind) && !QUADS(kind)) memcpy(to, x, 4 * (size_t)depth);
+#if defined(__AVX512VNNI__)
+    for (int64_t i = 0; QUADS(kind) && i < depth; i += 64)
+        to[x_scales + i / 64] = quantize64(x + i, least(64, depth - i), (uint8_t *)to + i);
+#endif
 #if defined(__AVX512BF16__)
     for (int64_t i = 0; PAIRED(kind) && i < depth; i += 32) {
         int n = (int)least(32, depth - i);
