@@ -124,7 +124,7 @@ def test_state_kept_by_appending_equals_state_built_anew(sampler: Sampler, case:
     assert sampler.sample(logits, [0], [grown]) == sampler.sample(logits, [0], [case.row()])
 
 
-def test_greedy_takes_the_first_of_a_tie() -> None:
+def test_greedy_takes_the_first_of_a_tie(sampler: Sampler) -> None:
     logits = [0.0] * VOCAB
     logits[7] = logits[5] = logits[30] = 2.0
     adjusted = SamplingParams(temperature=0, logit_bias={0: -1.0})
