@@ -21,8 +21,9 @@ from quire.clients.terminal import USAGE, CommandFailed, Parser
 from quire.engine.llm import LLM
 from quire.engine.sampling_params import SamplingParams
 
-_ENGINE = ("load_format", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes",
-           "block_size", "enable_prefix_caching", "threads")  # fmt: skip
+_ENGINE = ("load_format", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "max_num_seqs",
+           "max_num_batched_tokens", "kv_cache_memory_bytes", "block_size", "enable_prefix_caching",
+           "threads")  # fmt: skip
 
 
 class Result(msgspec.Struct, frozen=True):
