@@ -15,113 +15,18 @@
 
 #include <omp.h>
 
+#include "attention_product.h"
+#include "attention_work.h"
 #include "kv.h"
 #include "scratch.h"
 
 #define CHUNK 512
-#define ROWS 6
 #define MAX_ROWS 120
 /* With no more rows than one register tile a tile is brought in by slices that stay in the first-level cache. */
 #define SLICE_BYTES 64
 #define SLICE_KEYS 16
 /* A maximum before any key: finite, so that no difference of maxima is inf - inf. */
 #define NOTHING (-3.0e38f)
-
-/* One step's attention. See kernels/interface.py for the meaning of the tensors. */
-typedef struct {
-    const float *query;
-    int64_t query_stride, query_head_stride;
-    const char *k_cache, *v_cache;
-    float *out;
-    const float *sinks; /* [heads] or NULL */
-    const int32_t *starts, *lens, *tables;
-    int64_t table_stride, sequences, heads, kv_heads, dim, block_size, kind;
-    int64_t window; /* 0: none */
-    float scale, softcap; /* softcap 0: none */
-} Attention;
-
-/* Query tokens first .. first + tokens - 1 of a sequence's new ones, one kv head, tiles tile .. tile_end - 1. */
-typedef struct {
-    int64_t sequence, kv_head, first, tokens, tile, tile_end;
-    int64_t part; /* number of its first chunk among the partial results; -1: it has all chunks and writes the answer */
-    int64_t parts; /* of the answer's first item: how many chunks there are to merge; else 0 */
-} Item;
-
-/* What a chunk comes to: for each row the maximum, the sum of weights and the weighted sum of values [rows][width]. */
-typedef struct {
-    float *top, *norm, *sums;
-} State;
-
-/* `position` [rows] is where each row's query stands in its sequence; the rest is as the drawing above has it. */
-typedef struct {
-    float *query, *scores, *keys, *values, *scales, *tile_top, *tile_norm, *rescale;
-    State chunk, total;
-    int64_t *position;
-} Work;
-
-INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-/* c [R][N * VL] = (first ? 0 : c * rescale[row] or c) + a [R][depth] x b [depth][PANEL], sequential over depth. */
-INLINE void product_of(const int R, const int N, int first, const float *rescale, const float *a, int64_t a_stride,
-                       const float *b, int64_t depth, float *c, int64_t c_stride) {
-    vf sum[ROWS][PANEL_VECTORS];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int j = 0; j < N; j++) {
-            if (first) sum[r][j] = vzero();
-            else if (rescale) sum[r][j] = vmul(vload(c + r * c_stride + j * VL), vset(rescale[r]));
-            else sum[r][j] = vload(c + r * c_stride + j * VL);
-        }
-    for (int64_t k = 0; k < depth; k++) {
-        vf right[PANEL_VECTORS];
-#pragma GCC unroll 8
-        for (int j = 0; j < N; j++) right[j] = vload(b + k * PANEL + j * VL);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            vf left = vset(a[r * a_stride + k]);
-#pragma GCC unroll 8
-            for (int j = 0; j < N; j++) sum[r][j] = vfma(left, right[j], sum[r][j]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int j = 0; j < N; j++) vstore(c + r * c_stride + j * VL, sum[r][j]);
-}
-
-static void product(int rows, int vectors, int first, const float *rescale, const float *a, int64_t a_stride,
-                    const float *b, int64_t depth, float *c, int64_t c_stride) {
-#define CASE(R, N) case (R) * 8 + (N): product_of(R, N, first, rescale, a, a_stride, b, depth, c, c_stride); break;
-#define CASES(N) CASE(1, N) CASE(2, N) CASE(3, N) CASE(4, N) CASE(5, N) CASE(6, N)
-    switch (rows * 8 + vectors) {
-        CASES(1)
-        CASES(2)
-#if PANEL_VECTORS == 4
-        CASES(3)
-        CASES(4)
-#endif
-    }
-#undef CASES
-#undef CASE
-}
-
-/* tanh(x) = (e^2x - 1) / (e^2x + 1) with e^2x - 1 = 2^n (2^f - 1) + (2^n - 1), exact near 0; beyond 10 it is 1. */
-INLINE vf vtanh_(vf x) {
-    vf held = vmul(vmax(vmin(vset(10.0f), x), vset(-10.0f)), vset(2.0f * LOG2_E)); /* operands in this order keep a NaN */
-    vf n = vround(held), f = vsub(held, n);
-    vf p = vset(1.5252733804e-5f);
-    p = vfma(p, f, vset(1.5403530393e-4f));
-    p = vfma(p, f, vset(1.3333558146e-3f));
-    p = vfma(p, f, vset(9.6181291076e-3f));
-    p = vfma(p, f, vset(5.5504108665e-2f));
-    p = vfma(p, f, vset(2.4022650696e-1f));
-    p = vfma(p, f, vset(6.9314718056e-1f));
-    vf e = vadd(vscale2(vmul(p, f), n), vsub(vscale2(vset(1.0f), n), vset(1.0f)));
-    return vdiv(e, vadd(e, vset(2.0f)));
-}
 
 /* The first query's position; query token i of the item is at this + i. */
 INLINE int64_t position_of(const Attention *p, const Item *item) {
@@ -261,41 +166,6 @@ static void finish(const Attention *p, const Item *item, State state) {
         }
 }
 
-static int64_t take(float **from, float *memory, int64_t used, int64_t floats) {
-    *from = memory + used;
-    return used + round_up(floats, 16);
-}
-
-/* Lays the working memory out; returns how many floats it is. */
-static int64_t lay_out(Work *w, float *memory, int64_t rows, int64_t dim) {
-    const int64_t width = round_up(dim, VL), padded = round_up(rows, 16);
-    int64_t used = take(&w->query, memory, 0, rows * dim);
-    used = take(&w->scores, memory, used, rows * TILE);
-    used = take(&w->keys, memory, used, TILE * dim);
-    used = take(&w->values, memory, used, TILE * round_up(dim, PANEL));
-    used = take(&w->scales, memory, used, TILE);
-    float *positions;
-    used = take(&positions, memory, used, 2 * rows);
-    w->position = (int64_t *)positions;
-    used = take(&w->tile_top, memory, used, padded);
-    used = take(&w->tile_norm, memory, used, padded);
-    used = take(&w->rescale, memory, used, padded);
-    for (int i = 0; i < 2; i++) {
-        State *state = i ? &w->total : &w->chunk;
-        used = take(&state->top, memory, used, padded);
-        used = take(&state->norm, memory, used, padded);
-        used = take(&state->sums, memory, used, rows * width);
-    }
-    return used;
-}
-
-/* A chunk's place among the partial results. */
-static State partial(float *parts, int64_t part, int64_t rows, int64_t width) {
-    const int64_t padded = round_up(rows, 16);
-    float *memory = parts + part * (2 * padded + rows * width);
-    return (State){memory, memory + padded, memory + 2 * padded};
-}
-
 static void empty(State state, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < round_up(rows, 16); row++) state.top[row] = NOTHING, state.norm[row] = 0.0f;
     memset(state.sums, 0, 4 * (size_t)(rows * width));
@@ -380,13 +250,13 @@ static void attend(const Attention *p, const Item *item, Work *w, float *parts, 
         weigh(w, begin, end, rows);
         bring_sums(p, w, now, last ? NULL : next->keys, begin, end);
         if (last || (base + TILE) % CHUNK == 0) {
-            State *other = chunks++ ? NULL : &w->total;
+            const int is_first = chunks++ == 0;
             if (item->part >= 0) {
                 State to = partial(parts, item->part + chunks - 1, part_rows, width);
                 memcpy(to.top, w->chunk.top, 4 * (size_t)rows);
                 memcpy(to.norm, w->chunk.norm, 4 * (size_t)rows);
                 memcpy(to.sums, w->chunk.sums, 4 * (size_t)(rows * width));
-            } else if (other != NULL) {
+            } else if (is_first) {
                 State swap = w->total;
                 w->total = w->chunk, w->chunk = swap;
             } else {
