@@ -49,9 +49,7 @@ class ServerSettings(BaseModel):
     download_dir: Name | None = _flag(MODEL, "DIR", "where downloads go instead of Hugging Face's cache")
     load_format: Literal["auto", "dummy"] = _flag(MODEL, "FORMAT", "auto: safetensors; dummy: random weights")
     dtype: Dtype = _flag(MODEL, "DTYPE", "auto, float32, bfloat16 or float16")
-    quantization: Quantization | None = _flag(
-        MODEL, "KIND", "pack weights in int8, int4, or int8-w8a8"
-    )
+    quantization: Quantization | None = _flag(MODEL, "KIND", "pack weights in int8, int4, or int8-w8a8")
     generation_config: Literal["auto", "none"] = _flag(MODEL, "auto|none", "whether the model's sampling defaults hold")
     chat_template: Name | None = _flag(MODEL, "FILE", "Jinja template in place of the model's own")
     seed: Whole = _flag(MODEL, "N", "seed of the weights of --load-format dummy")

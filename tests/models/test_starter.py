@@ -75,7 +75,7 @@ def test_a_plain_exchange_renders_as_chatml() -> None:
 
 
 def test_tools_join_the_system_turn_one_line_each() -> None:
-    line = "Tools:\nget_weather(city: string, unit?: celsius|fahrenheit) - Current weather of a city"
+    line = "Tools:\nCurrent weather of a city: get_weather(city: string, unit?: celsius|fahrenheit)"
     assert render([{"role": "user", "content": "Hi"}], [WEATHER]).startswith(
         f"<|im_start|>system\n{line}<|im_end|>\n<|im_start|>user\n"
     )
