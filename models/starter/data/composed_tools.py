@@ -33,7 +33,12 @@ GET_ASK = phrases(
 I need the {a} of the {n} {v}.|Look up the {a} of {n} {v}.|Get the {a} for {n} {v}.|Which {a} does the {n} {v} have?
 Find the {a} of {v}, a {n}.|Can you check the {a} of {n} {v}?|Show me the {a} of the {n} {v}.|What {a} has {n} {v}?
 Check the {n} {v} and tell me its {a}.|Do you know the {a} of {n} {v}?|What's the {a} of {n} {v}?
-Give me the {a} of {n} {v}."""
+Give me the {a} of {n} {v}.|{N} {v}: which {a}?|{n} {v}, what is the {a}?|About the {n} {v}: what is its {a}?
+{n} {v}: {a}?|For the {n} {v} I need the {a}.|The {n} {v}, what {a} does it have?|{N} {v} - its {a}, please.|{a} of {n} {v}
+Of {n} {v} I want the {a}.|I want to see its {a}: {n} {v}.|Concerning {n} {v}: tell me its {a}.|{n} {v}: its {a}?
+{n} {v} has which {a}?|Is there a {a} for the {n} {v}?|I am looking for the {a} of {n} {v}.|{n} {v}: how is its {a}?
+Can you see what {a} the {n} {v} has?|The {n} is {v}. What is its {a}?|Say the {a} of the {n} {v}.
+{v}, the {n}: what is its {a}?|I wonder about the {a} of the {n} {v}.|My question is about {n} {v}: its {a}?"""
 )
 NUMERIC = set(
     terms(
@@ -75,7 +80,7 @@ def lookup(world: World, noun: str, attribute: str) -> Kit:
 
     def use(world: World) -> Call:
         value, found = subject(world), value_of(world, attribute)
-        request = world.wording("lookup", GET_ASK).format(a=attribute_said, n=said, v=value)
+        request = world.wording("lookup", GET_ASK).format(a=attribute_said, n=said, N=said.capitalize(), v=value)
         returned = {attribute: found} if world.chance(0.6) else {key: value, attribute: found}
         result = (
             json.dumps(returned, ensure_ascii=False)
@@ -90,7 +95,10 @@ def lookup(world: World, noun: str, attribute: str) -> Kit:
 ACT_TEXT = ["{V} a {n}", "{V} a {n} by its name", "{V} one {n}.", "{V} the given {n}"]
 ACT_ASK = phrases(
     """{V} the {n} {v}.|{V} {n} {v}.|I want to {p} the {n} {v}.|{V} the {n} called {v}.|I need you to {p} {n} {v}.
-The {n} {v}: {p} it.|{V} my {n} {v}.|Go ahead and {p} the {n} {v}.|Would you {p} the {n} {v}?"""
+The {n} {v}: {p} it.|{V} my {n} {v}.|Go ahead and {p} the {n} {v}.|Would you {p} the {n} {v}?
+We have to {p} the {n} {v}.|It is time that you {p} {n} {v}.|My plan: {p} {n} {v}.|Task: {p} the {n} {v}.
+Could we {p} the {n} {v}?|My hope is to {p} the {n} {v}.|See to it that you {p} {n} {v}.|Let us {p} the {n} {v}.
+Now we {p} {n} {v}.|What I want: {p} the {n} {v}.|Be so kind and {p} the {n} {v}."""
 )
 PRIORITIES = [
     ["low", "normal", "high"],

@@ -20,18 +20,18 @@ class Dialogue:
 
 
 MIXTURE: list[tuple[Family, float]] = [
-    (numbers.arithmetic, 0.27),
+    (numbers.arithmetic, 0.25),
     (numbers.multiplication, 0.01),
     (numbers.counting, 0.04),
-    (records.record, 0.23),
+    (records.record, 0.26),
     (stories.story, 0.065),
     (everyday.fixed, 0.06),
     (everyday.capital, 0.03),
     (everyday.letters, 0.09),
     (everyday.sorting, 0.08),
     (everyday.lists, 0.025),
-    (everyday.knowledge, 0.03),
-    (everyday.unknown, 0.05),
+    (everyday.knowledge, 0.045),
+    (everyday.unknown, 0.07),
     (everyday.remembering, 0.02),
 ]
 DRILLS: list[tuple[Family, float]] = [
@@ -85,7 +85,7 @@ def named(world: World) -> tuple[str, list[Message]]:
 
 def plain(world: World, turns: int) -> list[Message]:
     """Exchanges without tools; now and then all of one family, which for a short one means many in few tokens."""
-    if world.chance(0.3):
+    if world.chance(0.18):
         drill = world.rng.choices(*zip(*DRILLS, strict=True))[0]
         return [message for _ in range(turns + 3) for message in drill(world)]
     chosen = world.rng.choices(FAMILIES, WEIGHTS, k=turns)
@@ -126,7 +126,7 @@ def dialogue(world: World) -> Dialogue:
     if world.chance(0.02):
         turns = world.between(10, 26)
     system = world.pick(SYSTEM) if world.chance(0.2) else None
-    if world.chance(0.3):
+    if world.chance(0.42):
         made = with_tools(world, min(turns + world.between(0, 2), 12))
         messages = made.messages
     else:

@@ -29,7 +29,9 @@ What is the square root of {big}?|Can you help me with my taxes?|What is the cap
 What's the capital of {inv}?|How many people live in {c}?|Should I buy a {p} or a {p2}?|Is {n} a good name?
 Why is {topic} important?|how does {topic} work|What will happen tomorrow?|Recommend a film about {topic}.
 Give me medical advice.|Prove that {topic} is true.|Who is the president of {inv}?|Write Python code for {topic}.
-Summarize the history of {topic}.|What happened in {y}?|who is {n}?"""
+Summarize the history of {topic}.|What happened in {y}?|who is {n}?|{big} divided by {big2}
+Divide {big} by {big2}.|How much is {big} / {big2}?|What is {big} over {big2}?|How often does {big2} go into {big}?
+Can you divide {big} by {big2}?|what is {big} / {big2}"""
 )
 TOPICS = phrases(
     """gravity|relativity|photosynthesis|democracy|inflation|evolution|electricity|the internet|black holes|philosophy
@@ -126,18 +128,26 @@ And of {c}? I mean the capital.|the capital of {c} is"""
 SORT = phrases(
     """Sort these words: {l}|Sort: {l}|sort {l}|Put these in alphabetical order: {l}|Sort this list: {l}
 Please sort {l}.
-Sort alphabetically: {l}|Can you sort these? {l}|Order these words: {l}|Arrange in order: {l}|sort these words {l}"""
+Sort alphabetically: {l}|Can you sort these? {l}|Order these words: {l}|Arrange in order: {l}|sort these words {l}
+Bring the words into order: {l}|Put the words into alphabetical order: {l}|Can you sort these words? {l}
+Please sort this list of words: {l}|Can you put this list in order? {l}|Write these words in alphabetical order: {l}
+Would you sort the list? {l}|The words in the right order, please: {l}"""
 )
 SORT_NUMBERS = phrases(
     """Sort these numbers: {l}|Sort: {l}|sort {l}|Sort this list: {l}|Please sort {l}.|Put these numbers in order: {l}
-Order these from small to large: {l}|Can you sort these? {l}|Arrange in order: {l}|sort these numbers {l}"""
+Order these from small to large: {l}|Can you sort these? {l}|Arrange in order: {l}|sort these numbers {l}
+Bring the numbers into order: {l}|Can you put this list in order? {l}|Please sort this list of numbers: {l}
+Would you sort the list? {l}|Can you sort these numbers? {l}|The numbers in the right order, please: {l}"""
 )
 LETTERS = phrases(
     """How many {x}'s are in {w}?|How many times does {x} appear in {w}?|how many {x} in {w}
 Count the letter {x} in {w}.
 How many {x}s are there in "{w}"?|How often does the letter {x} appear in "{w}"?|how many {x}'s in the word {w}?
 Count the {x}'s in {w}.|How many letters {x} are in the word "{w}"?|In the word {w}, how many {x}'s are there?
-count {x} in {w}"""
+count {x} in {w}|How often does {x} come in {w}?|how often do you see {x} in {w}?|How often can I find {x} in {w}?
+Tell me how many {x} the word {w} has.|Say how many times {x} comes in the word {w}.|How many of {x} does {w} hold?
+how often is there a {x} in {w}?|Tell me how often {x} is in {w}.|How many {x}s does the word {w} have?
+Is {x} in {w}, and how often?|the letter {x}: how often is it in {w}?"""
 )
 
 
@@ -301,6 +311,10 @@ def fixed(world: World) -> list[Message]:
 
 def unknown(world: World) -> list[Message]:
     """A question outside what the model knows, and a polite way of saying so."""
+    if not world.testing and world.chance(0.2):
+        question = world.pick(CAPITAL).format(c=world.invented(2, 3))
+        first, second = world.some(CAN, 2)
+        return [user(question), assistant(world.pick(REFUSALS).format(a=first, b=second))]
     question = world.wording("unknown", UNKNOWN).format(
         y=world.between(1800, 2039),
         c=world.city(),

@@ -40,6 +40,9 @@ PLUS = [
     "{a} and {b} combined",
     "{a} topped up by {b}",
     "counting {a} and {b} together",
+    "adding {b} to {a}",
+    "{a} made larger by {b}",
+    "{b} put on top of {a}",
 ]
 MINUS = [
     "{a} - {b}",
@@ -64,6 +67,12 @@ MINUS = [
     "{b} knocked off {a}",
     "{a} with {b} removed",
     "{a} minus the number {b}",
+    "{a} made smaller by {b}",
+    "{a} shortened by {b}",
+    "{a} diminished by {b}",
+    "reducing {a} by {b}",
+    "{b} struck off {a}",
+    "{b} off of {a}",
 ]
 ADD = phrases(
     """Add {a} and {b}.|add {a} and {b}|Add {b} to {a}.|add {b} to {a}|Sum {a} and {b}.|sum up {a} and {b}
@@ -90,6 +99,9 @@ Can you take {b} away from {a} for me?|{a}, take off {b}|What remains when {b} i
 Knock {b} off {a}.|Cut {a} by {b}.|Cut {b} off {a}.|from {a} go down {b}|From {a}, remove {b}.|Make {a} less by {b}.
 From {a} we drop {b}. What is left?|{b} comes off {a}. What stays?|I remove {b} from {a}. What is the result?
 What is {a} if it shrinks by {b}?|Let {a} shrink by {b}.|How much stays of {a} if {b} go?|Out of {a} take {b}.
+{a} gets smaller by {b}. What is it now?|Make {a} lower by {b}.|Shorten {a} by {b}.
+Make {a} shrink by {b}.|If {a} is reduced by {b}, what is it?|make {a} fewer by {b}
+How small is {a} after it drops by {b}?
 Give back {b} of {a}. What do you keep?|If you lose {b} of {a}, how much is it?|Spend {b} of {a}. What is left?"""
 )
 GAIN = [
@@ -133,6 +145,8 @@ LOSS = [
     "{n} picked {a} {t} and gave {m} {b}. How many {t} does {n} have left?|{n} has {c} {t} left.",
     "There were {a} {t} in a room. Someone carries {b} out. How many {t} are there now?|There are {c} {t} now.",
     "{n} found {a} {t} but {b} fell down. How many {t} are left?|{c} {t} are left.",
+    "{a} {t} lie on a shelf. {n} buys {b}. How many {t} are still on the shelf?|{c} {t} are still there.",
+    "A shop has {a} {t} and {n} buys {b} of them. How many {t} stay in the shop?|{c} {t} stay.",
     "Of {a} {t} that {n} bought, {m} ate {b}. How many {t} are there still?|There are {c} {t} still.",
 ]
 SMALL = terms(
@@ -216,6 +230,9 @@ def counting(world: World) -> list[Message]:
             "Say the numbers from {f} to {l}.",
             "count {f} to {l}",
             "Give me the numbers from {f} to {l}",
+            "the numbers from {f} to {l}, please",
+            "all numbers from {f} to {l}",
+            "{f} to {l}, please count",
         ],
     )
     numbers = ", ".join(str(n) for n in range(first, last + step, step))

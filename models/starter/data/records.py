@@ -283,7 +283,10 @@ ASK_WITH_KEYS = phrases(
 JSON with keys {keys}: {line}|Extract {keys} as JSON: {line}|Convert to JSON using the keys {keys}. {line}
 Use the keys {keys} and write JSON: {line}|{line} I need JSON with {keys}.
 Please write JSON with the fields {keys}. {line}|Extract the fields {keys} as JSON from: {line}
-json with {keys}: {line}|Find {keys} in this line and answer in JSON: {line}"""
+json with {keys}: {line}|Find {keys} in this line and answer in JSON: {line}
+From this line take {keys} and make JSON: {line}|Write a JSON object, keys: {keys}, for: {line}
+{line} Put {keys} of that into JSON.|Give me {keys} from this as JSON: {line}
+Read {keys} out of this line and give JSON: {line}|Please make this JSON having keys {keys}: {line}|{line} Show me JSON with {keys}.|JSON, keys {keys}, please: {line}"""
 )
 
 
@@ -330,10 +333,10 @@ def record(world: World) -> list[Message]:
         world.rng.shuffle(pairs)
     line = labelled(world, pairs) if flat else sentence(world, pairs)
     keys = [spec.key for spec, _ in pairs]
-    if not world.chance(0.3):
+    if not world.chance(0.3 if world.testing else 0.45):
         question = world.wording("json", ASK).format(line=line)
     else:
-        if world.chance(0.5):
+        if world.chance(0.5 if world.testing else 0.65):
             keys = [world.pick([spec.key, *spec.aliases]) for spec, _ in pairs]
         named = world.pick([", ".join(keys), listed(keys), listed([f'"{key}"' for key in keys])])
         question = world.wording("json_keys", ASK_WITH_KEYS).format(line=line, keys=named)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from quire.models.starter.data.lists import phrases
 from quire.models.starter.data.world import Tool, World
 
 Arguments: TypeAlias = dict[str, Any]
@@ -52,10 +53,19 @@ def styled(world: World, *parts: str) -> str:
     return flat.replace("_", "-")
 
 
+LEADS = phrases(
+    """My request|A task|Job for you|Next|A question|To do|My turn|Listen|Well|Good|I hope you can do this|If you can
+Again|Only one thing|So|Work|Question|Thanks|Then|First|Last one|For me|It is urgent|When you have time
+The order is"""
+)
+
+
 def polite(world: World, request: str) -> str:
     """The request as it stands, or with a greeting, a please or in lower case at its start."""
     style = world.rng.random()
     lowered = request[0].lower() + request[1:]
+    if not world.testing and style < 0.12:
+        return f"{world.pick(LEADS)}{world.pick([': ', ', ', ' - ', ' '])}{lowered}"
     if style < 0.55 or request[1:2].isupper():
         return request
     if style < 0.7:

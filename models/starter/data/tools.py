@@ -12,7 +12,7 @@ from quire.models.starter.data.world import Message, World, assistant, user
 def any_word(world: World) -> str:
     """A word that may never have named a tool before, so that tool names are copied and not remembered."""
     while True:
-        word = world.pick(common_words()) if world.chance(0.6) else world.invented(1, 3).lower()
+        word = world.pick(common_words()) if world.chance(0.65) else world.invented(1, 3).lower()
         forbidden = {*world.held.tool_nouns, *world.held.tool_attributes}
         if word not in forbidden and word.capitalize() not in world.forbidden_words:
             return word
@@ -21,7 +21,7 @@ def any_word(world: World) -> str:
 def noun(world: World) -> str:
     if world.testing:
         return world.pick(world.held.tool_nouns)
-    if world.chance(0.55):
+    if world.chance(0.7):
         return any_word(world)
     if world.chance(0.2):
         return world.pick([thing for thing in words.OBJECTS if thing not in world.held.tool_nouns])
@@ -31,13 +31,13 @@ def noun(world: World) -> str:
 def kit(world: World, near: str | None = None) -> Kit:
     """Any tool; with `near`, one about that noun."""
     kind = world.rng.random()
-    if near is None and not world.testing and kind < 0.36:
-        return weather(world) if kind < 0.09 else adder(world) if kind < 0.13 else simple(world)
+    if near is None and not world.testing and kind < 0.24:
+        return weather(world) if kind < 0.06 else adder(world) if kind < 0.09 else simple(world)
     about = near or noun(world)
     if world.chance(0.6):
         if world.testing:
             return lookup(world, about, world.pick(world.held.tool_attributes))
-        return lookup(world, about, any_word(world) if world.chance(0.45) else world.pick(words.TOOL_ATTRIBUTES))
+        return lookup(world, about, any_word(world) if world.chance(0.65) else world.pick(words.TOOL_ATTRIBUTES))
     return action(world, about, world.pick(words.TOOL_ACTIONS))
 
 
@@ -45,7 +45,7 @@ def toolbox(world: World, count: int) -> list[Kit]:
     """Tools with different names and topics; some share their noun, so that the attribute decides."""
     kits: list[Kit] = []
     while len(kits) < count:
-        near = kits[0].topic.split()[0] if kits and " " in kits[0].topic and world.chance(0.35) else None
+        near = kits[0].topic.split()[0] if kits and " " in kits[0].topic and world.chance(0.45) else None
         new = kit(world, near)
         names = {other.tool["function"]["name"] for other in kits}
         if new.topic not in {other.topic for other in kits} and new.tool["function"]["name"] not in names:
