@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given: dict[str, Any] = {
         name: getattr(options, name) for name in ("dtype", "quantization", "kv_cache_dtype", "threads")
     }
+    # All prompts in one step: where they come one after the other, the first may have ended before the last begins.
+    given["max_num_batched_tokens"] = options.batch * options.input_len
     engine = Engine(options.model, max_num_seqs=options.batch, enable_prefix_caching=False, max_model_len=1024, **given)
     chooser = random.Random(0)
     sizes = {"tokens_in": options.input_len, "tokens_out": options.output_len, "batch": options.batch}

@@ -33,9 +33,9 @@ class CompiledKernels:
         self.sampling = Sampling(library)
 
     def set_threads(self, threads: int) -> None:
-        """Of the compiled kernels; torch, which has only small things to do here, gets one."""
+        """Of the compiled kernels and of torch: both may sit on one OpenMP, where the last word counts for both."""
+        torch.set_num_threads(threads)
         self._library.set_threads(threads)
-        torch.set_num_threads(1)
 
     def activation_dtype(self, weights: torch.dtype) -> torch.dtype:
         """float32, whatever the weights are in."""

@@ -44,6 +44,10 @@ class Library:
         """How many threads the kernels use from now on."""
         self._library.quire_set_threads(threads)
 
+    def get_threads(self) -> int:
+        """How many threads the kernels use."""
+        return int(self._library.quire_get_threads())
+
     def has(self, name: str) -> bool:
         """Whether this instruction set has the function."""
         return hasattr(self._library, f"quire_{self.isa}_{name}")

@@ -8,7 +8,7 @@ import torch
 from quire.kernels import select
 from quire.kernels.cpu.compiled import CompiledKernels
 from quire.kernels.cpu.layout import UNITS, packed_bytes
-from quire.kernels.cpu.library import LibraryMissing, usable
+from quire.kernels.cpu.library import LibraryMissing, load, usable
 from quire.kernels.cpu.torch_backend import CpuKernels
 
 try:
@@ -21,6 +21,18 @@ def test_it_is_what_the_cpu_gets() -> None:
     found = select("auto", "cpu")
     assert isinstance(found, CompiledKernels)
     assert found.name == f"cpu ({ISAS[0]})"
+
+
+@pytest.mark.parametrize("threads", [2, 1])
+def test_the_kernels_get_the_threads_that_were_asked_for(threads: int) -> None:
+    """Torch and the library may share one OpenMP: setting the one's threads must not undo the other's."""
+    before = torch.get_num_threads()
+    kernels = select("cpu", "cpu")
+    try:
+        kernels.set_threads(threads)
+        assert load().get_threads() == threads
+    finally:
+        kernels.set_threads(before)
 
 
 def test_without_it_pytorch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
