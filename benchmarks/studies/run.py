@@ -19,6 +19,7 @@ STUDIES = {
     "batching": "quire.benchmarks.studies.batching",
     "prefix-cache": "quire.benchmarks.studies.prefix_cache",
     "streaming": "quire.benchmarks.studies.streaming",
+    "quantization": "quire.benchmarks.studies.quantization",
 }
 """Name to a module with `Result`, `measure(settings)`, `draw(result, path)` and `table(result)`."""
 

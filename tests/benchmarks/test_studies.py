@@ -10,7 +10,7 @@ import pytest
 
 from quire.benchmarks import offline
 from quire.benchmarks.cli import main as bench
-from quire.benchmarks.studies import batching, kv_cache, kv_memory, prefix_cache
+from quire.benchmarks.studies import batching, kv_cache, kv_memory, prefix_cache, quantization
 from quire.benchmarks.studies.engine import Engine
 from quire.benchmarks.studies.record import PageError, machine, record, update_page
 from quire.benchmarks.studies.run import STUDIES
@@ -94,6 +94,16 @@ def test_a_hit_reads_the_whole_prefix_from_the_cache() -> None:
     result = prefix_cache.measure(Settings(tiny=True))
     assert [(point.prefix, point.hit_tokens) for point in result.points] == [(128, 128), (256, 256)]
     assert all(point.without_ms > 0 and point.miss_ms > 0 and point.hit_ms > 0 for point in result.points)
+
+
+def test_smaller_weights_are_compared_on_the_same_tokens() -> None:
+    result = quantization.measure(Settings(tiny=True))
+    first, *others = result.variants
+    assert (first.weights, first.mean_difference, first.same_first) == ("float32", 0.0, 1.0)
+    assert 1 < first.perplexity < 3, "the starter knows these answers"
+    assert result.tokens > 4 * result.answers
+    assert all(0 < one.mean_difference < 0.3 and one.weights_bytes < first.weights_bytes for one in others)
+    assert quantization.table(result).count("\n") == 1 + len(result.variants)
 
 
 def test_both_ways_of_batching_answer_the_same_requests() -> None:
