@@ -143,7 +143,7 @@ def draw(result: Result, path: Path) -> None:
 def table(result: Result) -> str:
     """One row a variant."""
     rows = [
-        "| weights | cache | MiB of weights | cache bytes/token | perplexity | mean difference | largest | same first |",
+        "| weights | cache | MiB of weights | bytes a token | perplexity | mean difference | largest | same first |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     rows += [

@@ -34,8 +34,9 @@ I need the {a} of the {n} {v}.|Look up the {a} of {n} {v}.|Get the {a} for {n} {
 Find the {a} of {v}, a {n}.|Can you check the {a} of {n} {v}?|Show me the {a} of the {n} {v}.|What {a} has {n} {v}?
 Check the {n} {v} and tell me its {a}.|Do you know the {a} of {n} {v}?|What's the {a} of {n} {v}?
 Give me the {a} of {n} {v}.|{N} {v}: which {a}?|{n} {v}, what is the {a}?|About the {n} {v}: what is its {a}?
-{n} {v}: {a}?|For the {n} {v} I need the {a}.|The {n} {v}, what {a} does it have?|{N} {v} - its {a}, please.|{a} of {n} {v}
-Of {n} {v} I want the {a}.|I want to see its {a}: {n} {v}.|Concerning {n} {v}: tell me its {a}.|{n} {v}: its {a}?
+{n} {v}: {a}?|For the {n} {v} I need the {a}.|The {n} {v}, what {a} does it have?|{N} {v} - its {a}, please.
+{a} of {n} {v}|Of {n} {v} I want the {a}.
+I want to see its {a}: {n} {v}.|Concerning {n} {v}: tell me its {a}.|{n} {v}: its {a}?
 {n} {v} has which {a}?|Is there a {a} for the {n} {v}?|I am looking for the {a} of {n} {v}.|{n} {v}: how is its {a}?
 Can you see what {a} the {n} {v} has?|The {n} is {v}. What is its {a}?|Say the {a} of the {n} {v}.
 {v}, the {n}: what is its {a}?|I wonder about the {a} of the {n} {v}.|My question is about {n} {v}: its {a}?"""

@@ -286,7 +286,8 @@ Please write JSON with the fields {keys}. {line}|Extract the fields {keys} as JS
 json with {keys}: {line}|Find {keys} in this line and answer in JSON: {line}
 From this line take {keys} and make JSON: {line}|Write a JSON object, keys: {keys}, for: {line}
 {line} Put {keys} of that into JSON.|Give me {keys} from this as JSON: {line}
-Read {keys} out of this line and give JSON: {line}|Please make this JSON having keys {keys}: {line}|{line} Show me JSON with {keys}.|JSON, keys {keys}, please: {line}"""
+Read {keys} out of this line and give JSON: {line}
+Please make this JSON having keys {keys}: {line}|{line} Show me JSON with {keys}.|JSON, keys {keys}, please: {line}"""
 )
 
 
