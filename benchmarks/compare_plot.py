@@ -39,7 +39,9 @@ def _bars(axes: Axes, loads: list[Load], names: list[str], field: str) -> None:
                   if (load.server, load.concurrency) == (name, level)]  # fmt: skip
         places = [at + (number - (len(names) - 1) / 2) * width for at in range(len(levels))]
         drawn = axes.bar(places, values, width * 0.92, color=COLOURS[number % len(COLOURS)], label=name)
-        axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=2, fontsize=8.5)
+        axes.bar_label(
+            drawn, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=2, fontsize=8.5
+        )
     axes.set_xticks(range(len(levels)), [f"{level} at once" for level in levels])
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.2)
