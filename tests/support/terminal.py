@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -15,6 +16,12 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 SECONDS = 30.0
+
+
+def _sit_down() -> None:
+    """Take the terminal, with Ctrl-C at work: who starts the tests in a shell's background has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminal:
@@ -30,7 +37,7 @@ class Terminal:
             stderr=other,
             env={**environment, "TERM": "xterm-256color"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_sit_down,
         )
         os.close(other)
         self.seen = ""
