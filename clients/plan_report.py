@@ -45,7 +45,8 @@ def report(plan: Forecast, colour: bool, unicode: bool) -> str:
     lines = [
         f"{paint('1', model.name)}  {model.architecture}, {model.num_layers} layers, "
         f"{_count(model.parameters)} parameters, context {model.max_position_embeddings:,}",
-        f"on {device.title}: {_rate(device.bandwidth_bytes, 'B/s')}, {_rate(device.flops, 'FLOP/s')} in {model.dtype}",
+        f"on {device.title}: {_rate(device.bandwidth_bytes, 'B/s')}, "
+        f"{_rate(device.flops, 'FLOP/s')} in {device.flops_dtype}",
         "",
         *_memory(plan, paint, unicode),
         "",

@@ -33,6 +33,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     bandwidth_bytes: float
     flops: float
+    flops_dtype: str
+    """What activations are in: the rate is of products of these."""
     source: str
 
 
@@ -178,6 +180,7 @@ def _device_facts(device: Device, footprint: Footprint) -> DeviceFacts:
         title=device.title,
         bandwidth_bytes=device.bandwidth,
         flops=device.flops[footprint.precision.activations],
+        flops_dtype=footprint.precision.activations,
         source=device.source,
     )
 

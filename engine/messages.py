@@ -142,6 +142,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     weights_bytes: int
     kv_cache_bytes: int
     dtype: str
+    """What the weights are kept in."""
+    cache_dtype: str
+    """What keys and values are kept in."""
     device: str
     kernels: str
     """The chosen kernels and why, one line."""

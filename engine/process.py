@@ -108,6 +108,7 @@ def build_engine(
         weights_bytes=decoder.weights_bytes,
         kv_cache_bytes=plan.bytes,
         dtype=footprint.precision.name,
+        cache_dtype=footprint.precision.cache,
         device=resolved.device,
         kernels=f"{backend.name} kernels on {resolved.device}, {threads} thread{'s' * (threads > 1)}; "
         + footprint.precision.reason,

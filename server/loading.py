@@ -18,7 +18,7 @@ from quire.engine.tokenizer import Tokenizer
 from quire.server.settings import ServerSettings
 
 _GIB = 1 << 30
-_STAGES = {"weights": "Loading safetensors checkpoint", "warmup": "Warming up"}
+_STAGES = {"weights": "Loading weights", "warmup": "Warming up"}
 
 logger = logging.getLogger("quire.server")
 

@@ -236,7 +236,7 @@ class _EngineCollector(Collector):
             "model_name": self._model_name,
             "block_size": str(facts.block_size),
             "num_gpu_blocks": str(facts.num_blocks),
-            "cache_dtype": facts.dtype,
+            "cache_dtype": facts.cache_dtype,
             "kv_cache_bytes": str(facts.kv_cache_bytes),
         }
         family = GaugeMetricFamily(f"{self._prefix}:cache_config_info", "The KV cache.", labels=list(labels))

@@ -99,7 +99,7 @@ class Service:
 
     def fingerprint(self, facts: Ready) -> str:
         """Changes when the model, its precision or its kernels do."""
-        text = "\n".join((self.models[0], facts.dtype, facts.device, facts.kernels))
+        text = "\n".join((self.models[0], facts.dtype, facts.cache_dtype, facts.device, facts.kernels))
         return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
     async def read_body(

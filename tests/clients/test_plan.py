@@ -174,7 +174,7 @@ def test_the_keys_of_the_json(plan: Any) -> None:
         "model": sorted(
             ["name", "architecture", "num_layers", "parameters", "max_position_embeddings", "dtype", "dtype_reason"]
         ),
-        "device": ["bandwidth_bytes", "flops", "name", "source", "title"],
+        "device": ["bandwidth_bytes", "flops", "flops_dtype", "name", "source", "title"],
         "memory": ["free", "kv_cache", "reserved", "rope_tables", "total", "weights"],
         "weights": ["attention", "embeddings", "feed_forward", "norms"],
         "kv_cache": [

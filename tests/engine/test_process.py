@@ -169,6 +169,11 @@ def test_what_only_the_compiled_kernels_have(
         precision_of(model_config, **fields)
 
 
+def test_ready_tells_weights_and_cache_apart(folder: Path) -> None:
+    _, ready = build_engine(configuration(folder, kv_cache_dtype="float16"))
+    assert (ready.dtype, ready.cache_dtype) == ("float32", "float16")
+
+
 def test_a_tokenizer_of_another_model_is_refused(model_config: ModelConfig) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         resolved(model_config, tokenizer_vocab_size=model_config.vocab_size + 1)
@@ -222,7 +227,7 @@ def test_ready_tells_the_facts(folder: Path) -> None:
     assert ready.kv_cache_bytes == ready.num_blocks * 16 * 3 * 2 * 2 * 16 * 4 <= 2 * MIB
     assert ready.max_num_batched_tokens >= 32
     assert ready.weights_bytes > 10_000
-    assert ready.dtype == "float32"
+    assert (ready.dtype, ready.cache_dtype) == ("float32", "float32")
     assert {"weights", "kv_cache", "warmup"} <= set(ready.seconds)
     assert {progress.stage for progress in heard} == {"weights", "warmup"}
     assert core.check() == ()

@@ -71,6 +71,7 @@ def test_start_lines() -> None:
         weights_bytes=3 << 29,
         kv_cache_bytes=5 << 20,
         dtype="bfloat16",
+        cache_dtype="float16",
         device="cpu",
         kernels="cpu, because",
         seconds={"import": 1.0, "weights": 0.5},
@@ -110,5 +111,5 @@ def test_progress_shows_on_terminals_only(is_terminal: bool) -> None:
     progress.load(Progress("weights", 1, 2))
     progress.close()
     assert ("25%" in out.text) is is_terminal
-    assert ("Loading safetensors checkpoint" in out.text) is is_terminal
+    assert ("Loading weights" in out.text) is is_terminal
     assert out.text.endswith("\n") is is_terminal

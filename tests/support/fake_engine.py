@@ -175,6 +175,7 @@ class FakeEngine:
             weights_bytes=0,
             kv_cache_bytes=0,
             dtype="float32",
+            cache_dtype="float32",
             device="cpu",
             kernels="none: a fake engine",
             seconds={},

@@ -80,7 +80,7 @@ def main() -> int:
         transport.send(StartFailed("model tiny: config.json is missing", 3))
         transport.close()
         return 3
-    ready = Ready(2048, 2048, 64, 16, 8, 256, 0, 0, "float32", "cpu", "none: a stand-in", {})
+    ready = Ready(2048, 2048, 64, 16, 8, 256, 0, 0, "float32", "float32", "cpu", "none: a stand-in", {})
     transport.send(ready)
     page.set_state("idle")
     sequences: dict[tuple[str, int], tuple[list[int], int, int]] = {}

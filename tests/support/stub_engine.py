@@ -33,6 +33,7 @@ def ready(**changes: Any) -> Ready:
         weights_bytes=1 << 20,
         kv_cache_bytes=1 << 20,
         dtype="float32",
+        cache_dtype="float32",
         device="cpu",
         kernels="cpu (test)",
         seconds={},
