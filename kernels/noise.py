@@ -34,15 +34,20 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def row_key(seed: int, choice: int) -> int:
+    """Hash (seed, choice) into an int64: what `noise_key` makes of them before it takes the position in.
+
+    `seed` may be any integer; its low 64 bits count.
+    """
+    return _signed(_mix((_mix(seed + _INCREMENT) ^ _mix(choice + 1)) + _INCREMENT))
+
+
 def noise_key(seed: int, choice: int, position: int) -> int:
     """Hash (seed, choice, position) into the int64 key of one sampled token's noise.
 
-    `position` is the absolute position of the token that is being chosen. `seed` may be any integer; its low 64 bits
-    count.
+    `position` is the absolute position of the token that is being chosen.
     """
-    key = _mix(seed + _INCREMENT)
-    key = _mix((key ^ _mix(choice + 1)) + _INCREMENT)
-    return _signed(_mix((key ^ position) + _INCREMENT))
+    return _signed(_mix((row_key(seed, choice) ^ position) + _INCREMENT))
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
