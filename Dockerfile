@@ -20,6 +20,7 @@ COPY server server
 COPY clients clients
 COPY benchmarks benchmarks
 COPY models models
+COPY tests/simulator tests/simulator
 RUN if [ "$DEVICE" = gpu ]; then /opt/quire/bin/pip install ".[gpu]"; else /opt/quire/bin/pip install .; fi
 
 FROM python:3.11-slim

@@ -20,6 +20,7 @@ ALLOWED = {
     "quire.clients": ("quire.clients",),
     "quire.benchmarks": ("quire.benchmarks", "quire.clients", "quire.engine", "quire.kernels"),
     "quire.models": ("quire.models",),
+    "quire.simulator": ("quire.simulator", "quire.engine", "quire.clients"),
 }
 
 

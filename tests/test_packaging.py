@@ -27,22 +27,26 @@ from quire.kernels.cpu import build
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NOT_SHIPPED = re.compile(
-    r"\.venv|\.git|\..*_cache|\.hypothesis|__pycache__|build|dist|.*\.egg-info|tests|docs|.*\.so|.*\.ckpt|checkpoint|tmp"
+    r"\.venv|\.git|\..*_cache|\.hypothesis|__pycache__|build|dist|.*\.egg-info|docs|.*\.so|.*\.ckpt|checkpoint|tmp"
 )
 BUILD = "import sys; from setuptools import build_meta; build_meta.{}(sys.argv[1])"
 
 
 def test_every_package_is_on_the_map() -> None:
-    folders = {str(path.parent.relative_to(ROOT)) for top in FOLDERS for path in (ROOT / top).rglob("__init__.py")}
-    names = {"quire" if folder == "quire" else f"quire.{folder.replace('/', '.')}" for folder in folders}
+    names = {
+        ".".join((package, *path.parent.relative_to(ROOT / folder).parts))
+        for folder, package in FOLDERS.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == names
 
 
 def test_type_checkers_see_the_same_map() -> None:
-    for folder in (*FOLDERS, "quire/__init__.py"):
+    typing = ROOT / ".typing" / "quire"
+    assert (typing / "__init__.py").resolve() == ROOT / "quire" / "__init__.py"
+    for folder, package in FOLDERS.items():
         if folder != "quire":
-            link = ROOT / ".typing" / "quire" / folder.removeprefix("quire/")
-            assert link.resolve() == ROOT / folder
+            assert (typing / package.removeprefix("quire.")).resolve() == ROOT / folder
 
 
 def test_one_torch_and_no_other_package_asks_for_one() -> None:
@@ -81,9 +85,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = folder / "cc"
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *-mavx*) exit 1 ;; esac\nexec {shlex.join(build.compiler())} "$@"\n')
     compiler.chmod(0o755)
-    shutil.copytree(
-        ROOT, folder / "tree", ignore=lambda _, names: [name for name in names if NOT_SHIPPED.fullmatch(name)]
-    )
+    shutil.copytree(ROOT, folder / "tree", ignore=_not_shipped)
     _build("build_sdist", folder / "tree", folder, compiler)
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -92,6 +94,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _build("build_wheel", unpacked, folder, compiler)
     (built,) = folder.glob("*.whl")
     return built
+
+
+def _not_shipped(folder: str, names: list[str]) -> list[str]:
+    """Of the tests only the simulator is shipped: it is a command for people too."""
+    in_tests = Path(folder) == ROOT / "tests"
+    return [name for name in names if NOT_SHIPPED.fullmatch(name) or (in_tests and name != "simulator")]
 
 
 def _build(hook: str, tree: Path, target: Path, compiler: Path) -> None:

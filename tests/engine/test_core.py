@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from support.bench import Bench
-from support.fake_runner import FakeRunner
 
 from quire.engine.block_pool import BlockPool
 from quire.engine.core import EngineCore
 from quire.engine.messages import StepOutputs
 from quire.engine.scheduler import Scheduler, SchedulerConfig
 from quire.engine.step import Sampled, Step
+from quire.simulator.fake_runner import FakeRunner
 
 
 class CountingRunner(FakeRunner):

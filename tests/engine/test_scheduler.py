@@ -6,7 +6,6 @@ from itertools import permutations
 
 import pytest
 from support.bench import Bench, prompt
-from support.fake_runner import FakeRunner
 
 from quire.engine.block_pool import BlockPool
 from quire.engine.messages import Failure
@@ -14,6 +13,7 @@ from quire.engine.queues import MAX_PASSES, MAX_PREEMPTIONS
 from quire.engine.scheduler import LEASE_SECONDS, Scheduler, SchedulerConfig
 from quire.engine.sequence import Status
 from quire.engine.step import Sampled, SampledRow, Step
+from quire.simulator.fake_runner import FakeRunner
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2, 4])
 

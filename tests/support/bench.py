@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass, field
 
 import msgspec
-from support.fake_runner import FakeRunner, oracle
 
 from quire.engine.block_pool import BlockPool
 from quire.engine.cache_groups import ONE_GROUP, CacheGroup, has_window
@@ -18,6 +17,7 @@ from quire.engine.sampling_params import SamplingParams
 from quire.engine.scheduler import Scheduler, SchedulerConfig
 from quire.engine.sequence import Sequence, Status
 from quire.engine.step import Step
+from quire.simulator.fake_runner import FakeRunner, oracle
 
 VOCAB_SIZE = 50
 FULL_AND_WINDOW = (CacheGroup(), CacheGroup(window=6))

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("quire", "kernels", "engine", "server", "clients", "benchmarks", "models")
+FOLDERS = {
+    "quire": "quire",
+    "kernels": "quire.kernels",
+    "engine": "quire.engine",
+    "server": "quire.server",
+    "clients": "quire.clients",
+    "benchmarks": "quire.benchmarks",
+    "models": "quire.models",
+    "tests/simulator": "quire.simulator",
+}
+"""Folders below the root, and their import names."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,9 @@ class Source:
 def sources() -> dict[str, Source]:
     """Every file of the product by import name; `engine/step.py` is quire.engine.step."""
     found: dict[str, Source] = {}
-    for folder in FOLDERS:
+    for folder, package in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            names = [*(() if folder == "quire" else ("quire",)), *parts]
+            names = [*package.split("."), *path.relative_to(ROOT / folder).with_suffix("").parts]
             module = ".".join(names[:-1] if names[-1] == "__init__" else names)
             found[module] = Source(module, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
     return found

@@ -1,0 +1,1 @@
+"""Faults in the core, planted one at a time: the simulator must catch each."""
