@@ -11,7 +11,7 @@ Device = Literal["auto", "cpu", "cuda"]
 KernelsName = Literal["auto", "reference", "cpu", "pytorch", "triton"]
 Quantization = Literal["int8", "int4", "int8-w8a8"]
 CacheDtype = Literal["float32", "bfloat16", "float16", "int8"]
-Policy = Literal["fcfs", "priority"]
+Policy = Literal["fcfs", "priority", "fair"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +41,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     long_prefill_token_threshold: int | None = None
     """A prompt longer than this is prefilled in chunks of at most this many tokens."""
     scheduling_policy: Policy = "fcfs"
+    target_itl_ms: float | None = None
+    """How long a step may take, by what tokens were measured to cost, while somebody generates; None: no limit."""
     max_logprobs: int = 20
     threads: int | None = None
     seed: int = 0

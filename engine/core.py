@@ -46,6 +46,8 @@ class EngineCore:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, found {depth}")
         self._scheduler, self._runner, self._depth, self._faults = scheduler, runner, depth, faults
+        self._ended_at = 0.0
+        """When the last step was collected."""
         self._unsent: list[OutputRow] = []
         """Terminal rows of requests that ended between two steps."""
         self._ledger = Ledger()
@@ -83,10 +85,12 @@ class EngineCore:
     def _launch(self, now: Callable[[], float]) -> bool:
         begin = now()
         self._ledger.book(begin)
+        self._unsent += self._scheduler.expire(begin)
         step = self._scheduler.schedule(begin)
         if step is None:
             return False
         flight = self._scheduler.flights[-1]
+        flight.launched_at = begin
         self._cache_reports.admitted(flight)
         try:
             begin = now()
@@ -107,6 +111,8 @@ class EngineCore:
             end = now()
             self._ledger.computed(flight, begin, end)
             self._ledger.book(end)
+            self._scheduler.observe(end - max(flight.launched_at, self._ended_at))
+            self._ended_at = end
             self._unsent += self._scheduler.apply(sampled)
 
     def _fail_step(self, step_id: int, error: Exception) -> None:

@@ -75,7 +75,13 @@ class Add(msgspec.Struct, frozen=True, tag=True):
     """Separates tenants in the prefix cache."""
     key_id: str = ""
     """Whose request it is, for fair sharing; never a secret."""
+    weight: float = 1.0
+    """Of its key under the fair policy: one of weight 2 gets twice as much as one of weight 1."""
+    deadline: float | None = None
+    """Monotonic seconds, of the clock that the engine reads too: past it the request ends with `timeout`."""
     explain: Explain | None = None
+    alone: int = 0
+    """Of a suspect (`quire.engine.quarantine`): it shares no step until each of its choices has so many tokens."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

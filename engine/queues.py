@@ -1,7 +1,7 @@
 """The waiting queue: who is tried next for admission, and who gives way when blocks run out.
 
-Both policies are one sorted list; they differ in `Sequence.order`, which is (arrival, choice) under fcfs and
-(priority, arrival, choice) under priority. Fair sharing by key is a later policy.
+fcfs and priority are one sorted list; they differ in `Sequence.order`, which is (arrival, choice) under fcfs and
+(priority, arrival, choice) under priority. Fair sharing by key is `quire.engine.fair_queue`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
+from typing import Protocol
 
 from quire.engine.sequence import Sequence
 
 MAX_PASSES = 8
 MAX_PASSED_SECONDS = 2.0
 MAX_PREEMPTIONS = 3
+MAX_PARTIAL_PREFILLS = 4
+"""Prompts in the middle of their computation at one time."""
 
 
 def sort_key(sequence: Sequence) -> tuple[int, ...]:
@@ -22,8 +25,45 @@ def sort_key(sequence: Sequence) -> tuple[int, ...]:
     return sequence.order
 
 
+class Queue(Protocol):
+    """A policy: sequences without a row, and every question of who comes before whom."""
+
+    def __len__(self) -> int:
+        """How many wait."""
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Each of them once."""
+
+    def add(self, sequence: Sequence) -> None:
+        """Into its place; a preempted one returns to its old place."""
+
+    def remove(self, sequence: Sequence) -> None:
+        """Out, without having been admitted."""
+
+    def next(self, now: float, tried: Collection[Sequence]) -> Sequence | None:
+        """Who may be admitted now and is not among `tried`, or None."""
+
+    def refuse(self, sequence: Sequence, now: float) -> None:
+        """The pool has no room for it now."""
+
+    def take(self, sequence: Sequence) -> None:
+        """Out, admitted."""
+
+    def victim(self, running: Items[Sequence]) -> Sequence | None:
+        """Who gives way, of `running` in their order; never the first, and None when nobody may be asked."""
+
+    def charge(self, sequence: Sequence, num_tokens: int) -> None:
+        """Its first `num_tokens` tokens have been served: prompt tokens computed, or tokens of the answer sampled."""
+
+    def first_served(self, partial: Items[Sequence]) -> Items[Sequence]:
+        """Prompts under way, in the order in which they take from the budget; given in their order."""
+
+    def may_begin(self, sequence: Sequence, partial: Items[Sequence]) -> bool:
+        """Whether a prompt too long for one step may begin beside those under way."""
+
+
 class WaitingQueue:
-    """Sequences without a row, in their order; a preempted one returns to its old place."""
+    """One sorted list (`Queue`)."""
 
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []
@@ -35,11 +75,11 @@ class WaitingQueue:
         return iter(self._sequences)
 
     def add(self, sequence: Sequence) -> None:
-        """Into its place."""
+        """See `Queue.add`."""
         insort(self._sequences, sequence, key=sort_key)
 
     def remove(self, sequence: Sequence) -> None:
-        """Out, without having been admitted."""
+        """See `Queue.remove`."""
         self._sequences.remove(sequence)
 
     def next(self, now: float, tried: Collection[Sequence]) -> Sequence | None:
@@ -72,11 +112,25 @@ class WaitingQueue:
         sequence.num_passed, sequence.refused_since = 0, None
 
     def victim(self, running: Items[Sequence]) -> Sequence | None:
-        """Who gives way, of `running` in their order: the last that holds blocks, never the first.
+        """The last of `running` that holds blocks and may be preempted."""
+        candidates = preemptible(running)
+        return candidates[-1] if candidates else None
 
-        A sequence that has been preempted `MAX_PREEMPTIONS` times holds all it will ever need, and is spared.
-        """
-        for sequence in reversed(running[1:]):
-            if sequence.block_tables and sequence.num_preemptions < MAX_PREEMPTIONS:
-                return sequence
-        return None
+    def charge(self, sequence: Sequence, num_tokens: int) -> None:
+        """Nobody asks who had how much."""
+
+    def first_served(self, partial: Items[Sequence]) -> Items[Sequence]:
+        """In their order."""
+        return partial
+
+    def may_begin(self, sequence: Sequence, partial: Items[Sequence]) -> bool:
+        """While fewer than `MAX_PARTIAL_PREFILLS` are under way."""
+        return len(partial) < MAX_PARTIAL_PREFILLS
+
+
+def preemptible(running: Items[Sequence]) -> list[Sequence]:
+    """Those of `running` that hold blocks and may lose them: never the first, which is the oldest.
+
+    A sequence that has been preempted `MAX_PREEMPTIONS` times holds all it will ever need, and is spared.
+    """
+    return [s for s in running[1:] if s.block_tables and s.num_preemptions < MAX_PREEMPTIONS]

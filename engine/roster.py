@@ -16,6 +16,7 @@ from collections.abc import Collection
 from quire.engine.block_pool import BlockPool
 from quire.engine.block_tables import BlockTables
 from quire.engine.config import Policy
+from quire.engine.fair_queue import FairQueue
 from quire.engine.messages import (
     Add,
     Failure,
@@ -25,7 +26,7 @@ from quire.engine.messages import (
     pack_ids,
 )
 from quire.engine.prefix_cache import PrefixCache
-from quire.engine.queues import WaitingQueue, sort_key
+from quire.engine.queues import Queue, WaitingQueue, sort_key
 from quire.engine.sequence import Group, Sequence, Status
 from quire.engine.step import NewRow
 
@@ -36,11 +37,11 @@ class Roster:
     def __init__(
         self, max_num_seqs: int, policy: Policy, pool: BlockPool, tables: BlockTables, cache: PrefixCache
     ) -> None:
-        if policy not in ("fcfs", "priority"):
-            raise ValueError(f"policy must be fcfs or priority, found {policy!r}")
+        if policy not in ("fcfs", "priority", "fair"):
+            raise ValueError(f"policy must be fcfs, priority or fair, found {policy!r}")
         self._policy, self._pool, self._tables, self._cache = policy, pool, tables, cache
         self.groups: dict[str, Group] = {}
-        self.queue = WaitingQueue()
+        self.queue: Queue = FairQueue() if policy == "fair" else WaitingQueue()
         self.running: list[Sequence] = []
         """In their order."""
         self.leaving: list[Sequence] = []

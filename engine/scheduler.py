@@ -3,7 +3,7 @@
 There is no prefill phase and no decode phase. A step has a budget of tokens, and every sequence uses some of it to
 catch up with its token count:
 
-    schedule()   decode -> continue prefills -> admit -> spend the rest -> freeze      a Step, or None
+    schedule()   decode -> go on with prompts -> admit -> spend the rest -> freeze     a Step, or None
     apply()      fail -> advance -> append -> fork -> settle                           its mirror, for the oldest Step
 
 Up to `depth` steps are in flight between the two (the caller decides). A token that a step in flight will sample is a
@@ -25,18 +25,18 @@ from quire.engine.block_tables import BlockTables
 from quire.engine.cache_groups import ONE_GROUP, CacheGroup
 from quire.engine.config import Policy
 from quire.engine.counters import Counters
+from quire.engine.deadlines import Deadlines
 from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.flight import Draft, Flight
 from quire.engine.forks import Forks
 from quire.engine.messages import Add, CancelReason, Failure, FinishReason, OutputRow, Statistics
+from quire.engine.prefill_shares import PrefillShares
 from quire.engine.prefix_cache import PrefixCache
 from quire.engine.queues import MAX_PREEMPTIONS
 from quire.engine.roster import Roster, output_row
 from quire.engine.sequence import Sequence, Status
 from quire.engine.step import RowWork, Sampled, SampledRow, Step
 
-MAX_PARTIAL_PREFILLS = 4
-"""Prompts in the middle of their computation at one time."""
 MAX_TRIES = 32
 """Waiting sequences that may be tried in vain in one step."""
 LEASE_SECONDS = 15.0
@@ -61,6 +61,10 @@ class SchedulerConfig:
     max_model_len: int
     long_prefill_token_threshold: int | None = None
     policy: Policy = "fcfs"
+    target_itl: float | None = None
+    """Seconds that a step may take while somebody generates; prompts get what that leaves."""
+    token_seconds: float | None = None
+    """What a prompt token cost before the first step, where that was measured."""
 
 
 class Scheduler:
@@ -82,10 +86,12 @@ class Scheduler:
             )
         self.cache = PrefixCache(pool, groups)
         self.roster = Roster(config.max_num_seqs, config.policy, pool, self._tables, self.cache)
+        max_chunk = config.long_prefill_token_threshold or config.max_num_batched_tokens
+        self._shares = PrefillShares(max_chunk, config.target_itl, config.token_seconds)
+        self._deadlines = Deadlines(self.roster, self.cache, pool.block_size, self._shares)
         self._forks = Forks(pool, self._tables, self.roster)
         self.flights: deque[Flight] = deque()
         """Steps in flight, oldest first."""
-        self._max_chunk = config.long_prefill_token_threshold or config.max_num_batched_tokens
         self._counters = Counters()
         self._faults = faults
 
@@ -99,6 +105,7 @@ class Scheduler:
         if add.request_id in self.roster.groups:
             return []
         group = self.roster.add(add, now, self.config.max_model_len)
+        self._deadlines.watch(group)
         num_prompt_tokens = len(add.prompt_token_ids) // 4
         if 0 < num_prompt_tokens <= self.config.max_model_len - min(1, add.params.max_tokens):
             return []
@@ -130,65 +137,62 @@ class Scheduler:
                 rows += self.cancel(request_id, None, "client_gone")
         return rows
 
+    def expire(self, now: float) -> list[OutputRow]:
+        """End requests past their deadline, and those that wait and could not begin to answer before it."""
+        return [row for name in self._deadlines.late(now) for row in self.cancel(name, None, "deadline")]
+
     # --- schedule ---
 
     def schedule(self, now: float) -> Step | None:
         """The next step, or None when nothing can be computed before a step in flight has been applied."""
         draft = Draft(1 if self._faults.rarely("scheduler.budget") else self.config.max_num_batched_tokens)
         self._decode(draft)
-        self._continue_prefills(draft)
+        self._shares.bound(draft)
+        self._go_on_with_prompts(draft)
         self._admit(draft, now)
-        self._spend_rest(draft)
+        self._shares.spend_rest(draft)
         return self._freeze(draft)
 
     def _decode(self, draft: Draft) -> None:
         """Whoever lacks one token gets it, and a block when the last one is full."""
         if self._faults.rarely("scheduler.preempt"):
-            self._preempt_someone()
+            self._preempt_someone(draft)
         for sequence in list(self.roster.running):
             if draft.budget == 0:
                 return
             lacks_one = sequence.num_target_tokens - sequence.num_scheduled_tokens == 1
-            if lacks_one and sequence.status is Status.RUNNING and self._has_slot(sequence):
+            if lacks_one and sequence.status is Status.RUNNING and self._has_slot(sequence, draft):
                 draft.give(sequence, 1)
 
-    def _has_slot(self, sequence: Sequence) -> bool:
-        """Whether there is a slot for the next token; gets a block by preempting the youngest, `sequence` at last.
+    def _has_slot(self, sequence: Sequence, draft: Draft) -> bool:
+        """Whether there is a slot for the next token; gets a block by preempting others, `sequence` at last.
 
-        The youngest has no part in this draft yet: sequences are drafted in their order. Where one is leaving already,
-        its blocks come back when its step has been applied, and nobody else needs to go.
+        Where one is leaving already, its blocks come back when its step has been applied, and nobody else needs to go.
         """
         if sequence.num_scheduled_tokens < len(sequence.block_tables[0]) * self.pool.block_size:
             return True
         while sequence.status is Status.RUNNING:
             if self._tables.extend(sequence):
                 return True
-            if self.roster.leaving or not self._preempt_someone():
+            if self.roster.leaving or not self._preempt_someone(draft):
                 return False
         return False
 
-    def _preempt_someone(self) -> bool:
+    def _preempt_someone(self, draft: Draft) -> bool:
         victim = self.roster.queue.victim(self.roster.running)
         if victim is None:
             return False
+        draft.take_back(victim)
         victim.num_preemptions += 1
         self._counters.num_preemptions += 1
         self.roster.leave(victim, Status.PREEMPTED)
         self.roster.settle()
         return True
 
-    def _continue_prefills(self, draft: Draft) -> None:
-        """Prompts under way share the budget: each takes at most half of the rest while others wait behind it."""
+    def _go_on_with_prompts(self, draft: Draft) -> None:
+        """Prompts under way get their shares."""
         partial = [sequence for sequence in self.roster.running if sequence.num_missing_tokens > 1]
-        for index, sequence in enumerate(partial):
-            if draft.budget == 0:
-                return
-            others_wait = index + 1 < len(partial) or len(self.roster.queue) > 0
-            draft.give(sequence, self._chunk(draft, sequence.num_missing_tokens, others_wait))
-
-    def _chunk(self, draft: Draft, num_missing_tokens: int, others_wait: bool) -> int:
-        share = (draft.budget + 1) // 2 if others_wait else draft.budget
-        return min(num_missing_tokens, share, self._max_chunk)
+        self._shares.go_on(draft, self.roster.queue.first_served(partial), len(self.roster.queue))
 
     def _admit(self, draft: Draft, now: float) -> None:
         """Waiting sequences enter while there are tokens, rows and blocks; one that cannot is looked past."""
@@ -210,8 +214,8 @@ class Scheduler:
             return False
         num_cached_tokens = num_hit_blocks * self.pool.block_size
         num_missing_tokens = sequence.num_target_tokens - num_cached_tokens
-        chunk = self._chunk(draft, num_missing_tokens, others_wait=len(self.roster.queue) > 1)
-        if chunk < num_missing_tokens and draft.num_partial >= MAX_PARTIAL_PREFILLS:
+        chunk = self._shares.chunk(draft, num_missing_tokens, others_wait=len(self.roster.queue) > 1)
+        if chunk < num_missing_tokens and not self.roster.queue.may_begin(sequence, draft.partial):
             return False
         if not self._allocate(sequence, hit):
             self.roster.queue.refuse(sequence, now)
@@ -220,6 +224,7 @@ class Scheduler:
         self.cache.claim(sequence, missing_keys)
         sequence.num_scheduled_tokens = sequence.num_computed_tokens = num_cached_tokens
         sequence.num_published_blocks = num_hit_blocks
+        sequence.num_charged_tokens = max(sequence.num_charged_tokens, num_cached_tokens)
         draft.new_rows.append(self.roster.start(sequence))
         draft.give(sequence, chunk)
         self._counters.admit(sequence, len(keys) * self.pool.block_size, now)
@@ -234,16 +239,6 @@ class Scheduler:
         if self._faults.rarely("scheduler.watermark"):
             watermark = 0
         return self._tables.begin(sequence, hit, num_tokens, watermark)
-
-    def _spend_rest(self, draft: Draft) -> None:
-        """Budget that nobody else wanted goes to the prompts that could take more."""
-        if draft.budget == 0 or draft.num_partial == 0:
-            return
-        for sequence, given in draft.chunks.items():
-            more = min(draft.budget, sequence.num_missing_tokens - given, self._max_chunk - given)
-            if more > 0:
-                draft.chunks[sequence] = given + more
-                draft.budget -= more
 
     def _freeze(self, draft: Draft) -> Step | None:
         """The draft as a Step; every token in it counts as scheduled."""
@@ -264,6 +259,7 @@ class Scheduler:
         end = sequence.num_scheduled_tokens = start + num_tokens
         sequence.num_steps_in_flight += 1
         flight.works.append((sequence, start, end))
+        self.roster.queue.charge(sequence, end)
         new_block_ids: tuple[tuple[int, ...], ...] = ()
         tables, num_sent = sequence.block_tables, sequence.num_sent_blocks
         if num_sent < len(tables[0]):
@@ -285,6 +281,8 @@ class Scheduler:
             flight.samplers += forks
         elif sequence.num_target_tokens < sequence.max_computed_tokens:
             sequence.num_target_tokens += 1
+        for sampler in (sequence, *forks):
+            self.roster.queue.charge(sampler, sequence.num_scheduled_tokens + 1)
         return (sequence.row, *[fork.row for fork in forks])
 
     # --- apply ---
@@ -385,6 +383,10 @@ class Scheduler:
         return "length" if len(sequence.token_ids) >= sequence.max_length else None
 
     # --- questions ---
+
+    def observe(self, seconds: float) -> None:
+        """The oldest step in flight took so long; call before it is applied."""
+        self._shares.observe(self.flights[0], seconds)
 
     def has_work(self) -> bool:
         """Whether a request is unfinished or a step in flight."""

@@ -35,20 +35,27 @@ class Group:
     __slots__ = (
         "arrived_at",
         "choices",
+        "deadline",
         "first_scheduled_at",
         "forks",
         "key_id",
         "leader",
         "missing_since",
+        "num_alone_tokens",
         "num_cached_tokens",
         "request_id",
         "scope",
+        "weight",
     )
 
     def __init__(self, add: Add, arrived_at: float) -> None:
         self.request_id = add.request_id
         self.key_id = add.key_id
+        self.weight = add.weight
+        self.deadline = add.deadline
         self.scope = Scope(salt=add.salt)
+        self.num_alone_tokens = add.alone
+        """See `quire.engine.apart`."""
         self.arrived_at = arrived_at
         self.first_scheduled_at: float | None = None
         self.missing_since: float | None = None
@@ -73,6 +80,7 @@ class Sequence:
         "keys",
         "max_computed_tokens",
         "max_length",
+        "num_charged_tokens",
         "num_computed_tokens",
         "num_passed",
         "num_preemptions",
@@ -108,6 +116,8 @@ class Sequence:
         self.stop_token_ids = frozenset(params.stop_token_ids)
         self.status = Status.WAITING
         self.num_preemptions = 0
+        self.num_charged_tokens = 0
+        """Tokens that its key has been charged for, or got for nothing; they outlive preemption."""
         self.keys: list[BlockKey] = []
         """Keys of the full blocks, as far as they have been needed; they outlive preemption."""
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None

@@ -10,12 +10,14 @@ import pytest
 import quire.engine
 
 PURE = (
-    *("block_pool", "block_tables", "cache_groups", "cache_report", "core", "counters", "faults", "flight", "forks"),
+    *("block_pool", "block_tables", "cache_groups", "cache_report", "core", "counters"),
+    *("deadlines", "fair_queue", "faults", "flight", "forks", "prefill_shares", "step_cost"),
     *("invariants", "ledger", "messages", "pool_frame", "pool_picture", "prefix_cache", "prefix_index", "queues"),
     *("roster", "sampling_params", "scheduler", "sequence", "step"),
 )
 ALLOWED_IMPORTS = {
-    "__future__", "array", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools",
+    "__future__", "array", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib",
+    "heapq", "itertools",
     "logging", "msgspec", "struct", "typing",
 }  # fmt: skip
 BANNED_CALLS = {"id", "hash", "open", "print", "input", "globals"}

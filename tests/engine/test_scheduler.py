@@ -8,6 +8,7 @@ import pytest
 from support.bench import Bench, prompt
 
 from quire.engine.block_pool import BlockPool
+from quire.engine.flight import Draft
 from quire.engine.messages import Failure
 from quire.engine.queues import MAX_PASSES, MAX_PREEMPTIONS
 from quire.engine.scheduler import LEASE_SECONDS, Scheduler, SchedulerConfig
@@ -111,7 +112,7 @@ class TestPreemption:
         bench.add("young", prompt(13, 2), n=2, max_tokens=6, logprobs=0)
         for _ in range(after):
             bench.step()
-        bench.scheduler._preempt_someone()
+        bench.scheduler._preempt_someone(Draft(0))
         bench.run()
         bench.assert_expected()
         for choice in range(2):
@@ -124,7 +125,7 @@ class TestPreemption:
         bench.add("young", prompt(21, 2), max_tokens=4)
         bench.step()
         bench.step()
-        bench.scheduler._preempt_someone()
+        bench.scheduler._preempt_someone(Draft(0))
         bench.run()
         assert bench.runner.num_computed_tokens["young"] == 21 + 3 + 2, "one partial block again"
         assert bench.answers["young", 0].rows[0].num_cached_tokens == 0
@@ -208,8 +209,8 @@ class TestQueue:
         assert queue.victim(running) is None
 
     def test_a_policy_that_is_not_built_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="fcfs or priority, found 'fair'"):
-            Bench(policy="fair")
+        with pytest.raises(ValueError, match="found 'lottery'"):
+            Bench(policy="lottery")
 
     def test_the_time_in_the_queue_is_told_once(self) -> None:
         bench = Bench(max_num_seqs=1)
