@@ -160,7 +160,7 @@ class AsyncEngine:
         """What the engine found while loading; None before the first is ready."""
         self.statistics = Statistics()
         """The newest that the engine sent; zeros after its death."""
-        self._table = RequestTable(max_queued=max_queued)
+        self._table = RequestTable(max_queued=max_queued, secret=secrets.token_bytes(32))
         self._streams: weakref.WeakValueDictionary[str, GenerateStream] = weakref.WeakValueDictionary()
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._num_queries = 0
@@ -192,6 +192,11 @@ class AsyncEngine:
     def hangs(self) -> int:
         """Engines killed because they stood still with work pending."""
         return self._supervisor.hangs
+
+    @property
+    def quarantines(self) -> int:
+        """Requests that were refused from then on, because they killed two engines."""
+        return self._table.quarantine.num_convicted
 
     def registered(self) -> int:
         """Requests that somebody waits for."""
@@ -292,11 +297,11 @@ class AsyncEngine:
                 case PoolPicture(frame):
                     self._watchers.engine_said(frame)
 
-    def engine_down(self) -> None:
+    def engine_down(self, suspects: tuple[str, ...]) -> None:
         """The supervisor's call (`Listener`)."""
         self.statistics = Statistics()
         self._watchers.engine_down()
-        self._handle(EngineDown())
+        self._handle(EngineDown(suspects=suspects))
         failure = Failure("engine_restarting", "the engine died before it answered", 503)
         for answer in self._answers.values():
             if not answer.done():

@@ -15,6 +15,7 @@ from typing import Literal
 from quire.engine.detokenizer import Detokenizer
 from quire.engine.messages import Add, Cancel, CancelReason, Failure, FinishReason, LiveIds, OutputRow, ToEngine
 from quire.engine.outputs import TextDelta
+from quire.engine.quarantine import CONVICTED, Quarantine
 
 TableState = Literal["loading", "ready", "restarting", "draining", "failed"]
 
@@ -68,6 +69,8 @@ class EngineDown:
     """The engine is gone, and with it everything in flight. `state` is what new requests meet from now on."""
 
     state: Literal["restarting", "failed"] = "restarting"
+    suspects: tuple[str, ...] = ()
+    """The requests of the step in which it died, when it died of its work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +155,23 @@ Effect = Send | Deliver | Fail
 class _Entry:
     """A registered request. `open_choices` are those without a terminal delta."""
 
+    add: Add
     detokenizers: tuple[Detokenizer, ...]
     deadline: float | None
     open_choices: set[int] = field(default_factory=set)
+    num_tokens: int = 0
+    """That the engine has told us of, over all choices."""
 
 
 class RequestTable:
-    """See the module. `max_queued` bounds the sequences that wait beyond those that can run at once."""
+    """See the module. `max_queued` bounds the sequences that wait beyond those that can run at once.
 
-    def __init__(self, *, max_queued: int = 2048) -> None:
+    `secret` is the quarantine's; the caller draws it.
+    """
+
+    def __init__(self, *, max_queued: int = 2048, secret: bytes = b"") -> None:
         self.state: TableState = "loading"
+        self.quarantine = Quarantine(secret)
         self._max_queued = max_queued
         self._max_running = 0
         self._draining = False
@@ -194,10 +204,11 @@ class RequestTable:
                 self._max_running = max_num_seqs
                 self.state = "draining" if self._draining else "ready"
                 return []
-            case EngineDown(state):
+            case EngineDown(state, suspects):
                 self.state = "draining" if self._draining else state
                 code, message = _REFUSALS[state]
-                return self._fail(self._entries, Failure(code, message, 503), now, retry_after=1.0)
+                convicted = self._suspect(suspects, now)
+                return convicted + self._fail(self._entries, Failure(code, message, 503), now, retry_after=1.0)
             case ClientGone(request_id):
                 return self._cancel(request_id, "client_gone") if self._forget(request_id, now) else []
             case Tick():
@@ -227,14 +238,24 @@ class RequestTable:
             return [Fail(add.request_id, failure, retry_after=self._retry_after(now))]
         if add.request_id in self._entries:
             raise ValueError(f"request id {add.request_id} is in use; ids must be unique")
-        self._entries[add.request_id] = _Entry(event.detokenizers, event.deadline, set(range(choices)))
+        admitted = self.quarantine.admit(add, now)
+        if admitted is None:
+            return [Fail(add.request_id, CONVICTED)]
+        self._entries[add.request_id] = _Entry(add, event.detokenizers, event.deadline, set(range(choices)))
         self._num_sequences += choices
-        return [Send(add)]
+        return [Send(admitted)]
+
+    def _suspect(self, names: tuple[str, ...], now: float) -> list[Effect]:
+        """An engine died in a step of these requests."""
+        entries = [self._entries[name] for name in names if name in self._entries]
+        convicted = self.quarantine.died([(e.add, e.num_tokens) for e in entries], len(names) == 1, now)
+        return [] if convicted is None else self._fail([convicted.request_id], CONVICTED, now)
 
     def _row(self, row: OutputRow, now: float) -> list[Effect]:
         entry = self._entries.get(row.request_id)
         if entry is None or row.choice not in entry.open_choices:
             return []
+        entry.num_tokens += len(row.token_ids) // 4
         try:
             delta = entry.detokenizers[row.choice].push(row)
         except Exception as error:  # a fault of ours that this request brought out ends this request alone

@@ -20,6 +20,7 @@ from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from quire.engine.apart import Apart
 from quire.engine.block_pool import BlockPool
 from quire.engine.block_tables import BlockTables
 from quire.engine.cache_groups import ONE_GROUP, CacheGroup
@@ -93,19 +94,17 @@ class Scheduler:
         self.flights: deque[Flight] = deque()
         """Steps in flight, oldest first."""
         self._counters = Counters()
-        self._faults = faults
+        self._faults, self._apart = faults, Apart()
 
     # --- events ---
 
     def add(self, add: Add, now: float) -> list[OutputRow]:
-        """Enqueue a request; the terminal rows of one that can never run.
-
-        An id that is registered already is ignored: ids are ours, so it can only be a repeated message.
-        """
+        """Enqueue a request; the terminal rows of one that can never run. A registered id can only be a repetition."""
         if add.request_id in self.roster.groups:
             return []
         group = self.roster.add(add, now, self.config.max_model_len)
         self._deadlines.watch(group)
+        self._apart.add(group)
         num_prompt_tokens = len(add.prompt_token_ids) // 4
         if 0 < num_prompt_tokens <= self.config.max_model_len - min(1, add.params.max_tokens):
             return []
@@ -145,19 +144,23 @@ class Scheduler:
 
     def schedule(self, now: float) -> Step | None:
         """The next step, or None when nothing can be computed before a step in flight has been applied."""
-        draft = Draft(1 if self._faults.rarely("scheduler.budget") else self.config.max_num_batched_tokens)
-        self._decode(draft)
-        self._shares.bound(draft)
-        self._go_on_with_prompts(draft)
-        self._admit(draft, now)
-        self._shares.spend_rest(draft)
-        return self._freeze(draft)
+        for only in self._apart.turns(self.flights):
+            budget = 1 if self._faults.rarely("scheduler.budget") else self.config.max_num_batched_tokens
+            draft = Draft(budget, only=only, apart=self._apart.groups)
+            self._decode(draft)
+            self._shares.bound(draft)
+            self._go_on_with_prompts(draft)
+            self._admit(draft, now)
+            self._shares.spend_rest(draft)
+            if draft.chunks:
+                return self._freeze(draft)
+        return None
 
     def _decode(self, draft: Draft) -> None:
         """Whoever lacks one token gets it, and a block when the last one is full."""
         if self._faults.rarely("scheduler.preempt"):
             self._preempt_someone(draft)
-        for sequence in list(self.roster.running):
+        for sequence in draft.those(self.roster.running):
             if draft.budget == 0:
                 return
             lacks_one = sequence.num_target_tokens - sequence.num_scheduled_tokens == 1
@@ -191,7 +194,7 @@ class Scheduler:
 
     def _go_on_with_prompts(self, draft: Draft) -> None:
         """Prompts under way get their shares."""
-        partial = [sequence for sequence in self.roster.running if sequence.num_missing_tokens > 1]
+        partial = [sequence for sequence in draft.those(self.roster.running) if sequence.num_missing_tokens > 1]
         self._shares.go_on(draft, self.roster.queue.first_served(partial), len(self.roster.queue))
 
     def _admit(self, draft: Draft, now: float) -> None:
@@ -201,7 +204,7 @@ class Scheduler:
             sequence = self.roster.queue.next(now, tried)
             if sequence is None:
                 return
-            if not self._enter(sequence, draft, now):
+            if not (draft.takes(sequence) and self._enter(sequence, draft, now)):
                 tried.append(sequence)
 
     def _enter(self, sequence: Sequence, draft: Draft, now: float) -> bool:
@@ -240,10 +243,8 @@ class Scheduler:
             watermark = 0
         return self._tables.begin(sequence, hit, num_tokens, watermark)
 
-    def _freeze(self, draft: Draft) -> Step | None:
+    def _freeze(self, draft: Draft) -> Step:
         """The draft as a Step; every token in it counts as scheduled."""
-        if not draft.chunks:
-            return None
         self._counters.num_steps += 1
         self._counters.step_tokens = sum(draft.chunks.values())
         flight = Flight(self._counters.num_steps)

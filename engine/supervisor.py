@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -32,8 +32,12 @@ BACKOFF_SECONDS = (0.5, 30.0)
 STACK_DUMP_SIGNAL = signal.SIGUSR1
 """The engine registers faulthandler for it, so that its stacks come out on stderr even when it is stuck in C."""
 DUMP_SECONDS = 0.5
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
+"""Signals that a process brings upon itself; SIGKILL and SIGTERM come from outside."""
 LOADING_HANG_FACTOR = 10
 """While loading, a disk may be silent for longer than a step may."""
+
+logger = logging.getLogger("quire.engine")
 
 
 class EngineStartError(QuireError):
@@ -71,8 +75,11 @@ class Listener(Protocol):
     def engine_said(self, messages: Sequence[FromEngine]) -> None:
         """Messages, in order."""
 
-    def engine_down(self) -> None:
-        """The engine is gone; everything it held is lost. Another one is on its way."""
+    def engine_down(self, suspects: tuple[str, ...]) -> None:
+        """The engine is gone; everything it held is lost. Another one is on its way.
+
+        `suspects`: the requests of the step under way, when the engine died of its work and not of a kill from outside.
+        """
 
     def work_pending(self) -> bool:
         """Whether the engine ought to be moving."""
@@ -230,10 +237,10 @@ class Supervisor:
 
     async def _keep_alive(self) -> None:
         while True:
-            await self._serve()
+            suspects = await self._serve()
             self._ready = False
             self.restarts += 1
-            self._listener.engine_down()
+            self._listener.engine_down(suspects)
             self._up(await self._restart())
 
     async def _restart(self) -> Ready:
@@ -243,7 +250,7 @@ class Supervisor:
             try:
                 return await self._start_one()
             except Exception as error:  # whatever it was, the next attempt is all that can be done
-                _say(f"the engine could not be restarted: {error}; trying again")
+                logger.error("the engine could not be restarted: %s; trying again", error)
 
     async def _start_one(self) -> Ready:
         """Launch, configure, and wait for Ready."""
@@ -274,10 +281,11 @@ class Supervisor:
             await engine.end(0.0)
             raise
 
-    async def _serve(self) -> None:
-        """Hand on messages until the engine is gone."""
+    async def _serve(self) -> tuple[str, ...]:
+        """Hand on messages until the engine is gone; the requests of the step that it died of."""
         engine = self._engine
         assert engine is not None
+        num_hangs, died_of_work = self.hangs, False
         try:
             async with self._killed_when_hung(self._hang_limit, self._listener.work_pending):
                 while True:
@@ -285,12 +293,14 @@ class Supervisor:
         except TransportClosed as closed:
             self._count(closed)
             code = await engine.end(0.1)
-            _say(f"the engine is gone ({_exit_words(code)}); restarting it")
+            died_of_work = self.hangs > num_hangs or _is_crash(code)
+            logger.error("the engine is gone (%s); restarting it", _exit_words(code))
         except Exception:  # a fault of ours while handling what it said: nothing in flight can be trusted
-            _say("a message of the engine could not be handled; restarting it\n" + traceback.format_exc())
+            logger.exception("a message of the engine could not be handled; restarting it")
             await engine.end(0.0)
         page = engine.snapshot()
         self._num_steps = 0 if page is None else page.steps
+        return page.step_request_ids if page is not None and died_of_work else ()
 
     @contextlib.asynccontextmanager
     async def _killed_when_hung(self, limit: float, pending: Callable[[], bool]) -> AsyncIterator[None]:
@@ -314,8 +324,8 @@ class Supervisor:
                 seen, since = page, time.monotonic()
             elif time.monotonic() - since > limit:
                 self.hangs += 1
-                _say(
-                    f"the engine has not moved for {limit:g} s with work pending; its stacks follow, then it is killed"
+                logger.error(
+                    "the engine has not moved for %g s with work pending; its stacks follow, then it is killed", limit
                 )
                 engine.dump_stacks()
                 await asyncio.sleep(DUMP_SECONDS)
@@ -325,7 +335,7 @@ class Supervisor:
     def _count(self, closed: TransportClosed) -> None:
         if isinstance(closed, ProtocolError):
             self.protocol_errors += 1
-            _say(f"the connection to the engine was dropped: {closed}")
+            logger.error("the connection to the engine was dropped: %s", closed)
 
 
 def _exit_words(code: int | None) -> str:
@@ -334,7 +344,6 @@ def _exit_words(code: int | None) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _say(text: str) -> None:
-    """To stderr; a closed or full one is nobody's reason to stop serving."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f"quire: {text}", file=sys.stderr, flush=True)
+def _is_crash(code: int | None) -> bool:
+    """Whether an engine that ended so died of what it did: an error of its own, or a fault in native code."""
+    return code is not None and (code > 0 or -code in CRASHES)

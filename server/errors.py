@@ -56,6 +56,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "too_many_watchers": 429,
     "headers_too_large": 431,
     "internal_error": 500,
+    "request_quarantined": 500,
     "engine_failed": 503,
     "engine_restarting": 503,
     "model_loading": 503,
@@ -122,6 +123,10 @@ class ApiError(Exception):
 _ENCODER = msgspec.json.Encoder()
 
 
+NO_RETRY = ("x-should-retry", "false")
+"""What clients' libraries read before they send a request again that got a 5xx."""
+
+
 def retry_after(seconds: float, jitter: float | None = None) -> tuple[str, str]:
     """A Retry-After header: `seconds` within 1..60, spread by 20 % so that refused clients do not return together.
 
@@ -139,6 +144,8 @@ def unavailable(code: str, message: str, seconds: float) -> ApiError:
 def from_failure(failure: Failure, seconds: float | None = None) -> ApiError:
     """The error of a request that failed after it was accepted. `seconds`: when to come back, None for never."""
     headers = () if seconds is None and failure.status != 503 else (retry_after(1.0 if seconds is None else seconds),)
+    if failure.code == "request_quarantined":
+        headers = (NO_RETRY,)
     return ApiError(failure.code, failure.message, status=failure.status, headers=headers)
 
 

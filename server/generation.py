@@ -57,6 +57,14 @@ class Engine(Protocol):
     def registered(self) -> int:
         """Requests that are under way."""
 
+    @property
+    def hangs(self) -> int:
+        """Engines killed because they stood still with work pending."""
+
+    @property
+    def quarantines(self) -> int:
+        """Requests that were refused from then on, because they killed two engines."""
+
     def watch_pool(self) -> PoolStream:
         """Live frames of the block pool. Raises TooManyWatchers."""
 

@@ -41,8 +41,11 @@ class EngineView:
         statistics: Callable[[], Statistics],
         facts: Callable[[], Ready | None],
         restarts: Callable[[], int],
+        hangs: Callable[[], int] = lambda: 0,
+        quarantines: Callable[[], int] = lambda: 0,
     ) -> None:
         self.statistics, self.facts, self.restarts = statistics, facts, restarts
+        self.hangs, self.quarantines = hangs, quarantines
 
 
 class Metrics:
@@ -211,6 +214,9 @@ class _EngineCollector(Collector):
         for stem, field, text in self.COUNTERS:
             yield self._counter(stem, text, self._grown(field, getattr(statistics, field)))
         yield self._counter("engine_restarts", "Engines started after the first.", self._engine.restarts())
+        yield self._counter("engine_hangs", "Engines killed because they stood still.", self._engine.hangs())
+        quarantines = self._engine.quarantines()
+        yield self._counter("request_quarantines", "Requests refused because they killed engines.", quarantines)
         facts = self._engine.facts()
         if facts is not None:
             yield self._cache_config(facts)

@@ -57,7 +57,13 @@ class Service:
         self.keys = KeyRing(settings.read_api_keys())
         self.text = TextWork(tokenizer, worker)
         self.admission = Admission(limits, settings.max_num_queued_reqs, clock)
-        view = EngineView(lambda: engine.statistics, lambda: engine.facts, lambda: engine.restarts)
+        view = EngineView(
+            lambda: engine.statistics,
+            lambda: engine.facts,
+            lambda: engine.restarts,
+            lambda: engine.hangs,
+            lambda: engine.quarantines,
+        )
         self.metrics = Metrics(settings.metrics_prefix, self.models[0], view, clock)
         self.leaving = False
         """Told to stop: balancers are to look elsewhere, and what comes is still taken."""

@@ -10,7 +10,7 @@ import pytest
 import quire.engine
 
 PURE = (
-    *("block_pool", "block_tables", "cache_groups", "cache_report", "core", "counters"),
+    *("apart", "block_pool", "block_tables", "cache_groups", "cache_report", "core", "counters"),
     *("deadlines", "fair_queue", "faults", "flight", "forks", "prefill_shares", "step_cost"),
     *("invariants", "ledger", "messages", "pool_frame", "pool_picture", "prefix_cache", "prefix_index", "queues"),
     *("roster", "sampling_params", "scheduler", "sequence", "step"),

@@ -84,6 +84,7 @@ class Bench:
         max_model_len: int = 64,
         threshold: int | None = None,
         policy: str = "fcfs",
+        target_itl: float | None = None,
         depth: int = 1,
         caching: bool = True,
         hash_bits: int = 128,
@@ -109,6 +110,7 @@ class Bench:
             max_model_len=max_model_len,
             long_prefill_token_threshold=threshold,
             policy=policy,  # type: ignore[arg-type]
+            target_itl=target_itl,
         )
         self.groups = groups
         self.scheduler = Scheduler(self.config, self.pool, faults, groups)
@@ -123,11 +125,22 @@ class Bench:
         self.expected: dict[Choice, tuple[list[int], str]] = {}
 
     def add(
-        self, request_id: str, prompt: list[int], *, salt: bytes = b"", priority: int = 0, **params: object
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        salt: bytes = b"",
+        priority: int = 0,
+        key_id: str = "",
+        weight: float = 1.0,
+        deadline: float | None = None,
+        alone: int = 0,
+        **params: object,
     ) -> None:
         """A request; `params` are those of `SamplingParams`."""
         sampling = SamplingParams(**params)  # type: ignore[arg-type]
-        add = Add(request_id, pack_ids(prompt), sampling, priority=priority, salt=salt)
+        ids = pack_ids(prompt)
+        add = Add(request_id, ids, sampling, priority, salt, key_id, weight=weight, deadline=deadline, alone=alone)
         self.salts[request_id], self.adds[request_id] = salt, add
         for choice in range(sampling.n):
             self.answers[request_id, choice] = Answer()

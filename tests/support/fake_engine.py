@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -193,6 +194,7 @@ class FakeEngine:
         self.watched = False
         self._shown: dict[int, Block] = {}
         self._wake = asyncio.Event()
+        self._exit_code = 1
         self._line: MemoryEngineTransport | None = None
 
     async def launch(self) -> FakeProcess:
@@ -214,9 +216,10 @@ class FakeEngine:
         self.running.set()
         self._wake.set()
 
-    def die(self) -> None:
-        """The process is gone, in the middle of whatever it did."""
+    def die(self, exit_code: int = -signal.SIGKILL) -> None:
+        """The process is gone, in the middle of whatever it did; by default somebody killed it."""
         assert self._line is not None
+        self._exit_code = exit_code
         self._line.close()
 
     def fail(self, request_ids: tuple[str, ...] | None, failure: Failure) -> None:
@@ -283,7 +286,7 @@ class FakeEngine:
                 else:
                     await self._wake.wait()
         except TransportClosed:
-            return 1
+            return self._exit_code
 
     def _take(self, message: ToEngine, line: MemoryEngineTransport) -> None:
         match message:

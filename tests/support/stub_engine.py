@@ -153,7 +153,7 @@ class StubEngine:
         self.state = "ready"
         self.facts: Ready | None = ready()
         self.statistics = Statistics(num_blocks=64)
-        self.restarts = 0
+        self.restarts = self.hangs = self.quarantines = 0
         self.requests: list[GenerateRequest] = []
         """Every request that reached the engine."""
         self.cancelled = 0
