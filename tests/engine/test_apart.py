@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from support.bench import Bench, prompt
 
@@ -36,7 +38,7 @@ def test_a_suspect_shares_no_step_until_it_has_its_tokens(depth: int, n: int) ->
     assert len(alone) == 3 + 4
     assert len(shared) == 12 - 5
     assert max(alone) < min(shared)
-    assert all(later - earlier == 2 for earlier, later in zip(alone, alone[1:], strict=False)), "not every second step"
+    assert all(later - earlier == 2 for earlier, later in itertools.pairwise(alone)), "not every second step"
 
 
 def test_two_suspects_are_alone_from_each_other() -> None:

@@ -126,6 +126,32 @@ async def test_a_hung_engine_is_killed_and_a_slow_one_is_not(capfd: pytest.Captu
     assert "stand_in_engine.py" in capfd.readouterr().err
 
 
+async def until_it_is_answered(engine: AsyncEngine, *prompt: int) -> TextDelta:
+    """As a client's library asks: again after each 503."""
+    while True:
+        try:
+            return await fold(engine, *prompt, max_tokens=3)
+        except RequestFailed as failed:
+            assert failed.failure.status == 503, failed.failure
+        await until(lambda: engine.state == "ready")
+
+
+async def test_a_request_that_crashes_engines_is_quarantined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F07: sent ten times, among others that are answered: at most two restarts."""
+    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", (0.01, 0.02))
+    async with engine_with() as (engine, _):
+        innocents = [asyncio.create_task(until_it_is_answered(engine, 20 + i)) for i in range(6)]
+        codes = []
+        for _ in range(10):
+            await until(lambda: engine.state == "ready")
+            with pytest.raises(RequestFailed) as failed:
+                await fold(engine, stand_in.CRASH)
+            codes.append(failed.value.failure.code)
+        assert codes == ["engine_restarting"] + 9 * ["request_quarantined"]
+        assert (engine.restarts, engine.quarantines) == (2, 1)
+        assert [answer.token_ids[0] for answer in await asyncio.gather(*innocents)] == list(range(20, 26))
+
+
 async def test_garbage_from_the_engine_drops_it() -> None:
     async with engine_with() as (engine, launches):
         with pytest.raises(RequestFailed):

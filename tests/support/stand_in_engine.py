@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import resource
 import signal
 import socket
 import sys
@@ -34,11 +35,12 @@ from quire.engine.messages import (
 from quire.engine.progress_page import ProgressPage
 from quire.engine.transport import SocketEngineTransport, TransportClosed
 
-DIE, HANG, GARBAGE, SLOW = 2001, 2002, 2003, 2004
+DIE, HANG, GARBAGE, SLOW, CRASH = 2001, 2002, 2003, 2004, 2005
 ORDERS = {
     DIE: "SIGKILL itself",
     HANG: "stand still for ever",
     GARBAGE: "write bytes that are no frame",
+    CRASH: "die of a fault in native code",
     SLOW: "take a second and a half for one step, layer by layer",
 }
 
@@ -47,6 +49,9 @@ def obey(order: int, connection: socket.socket, page: ProgressPage) -> None:
     """Carry out one of `ORDERS`; other tokens are none."""
     if order == DIE:
         os.kill(os.getpid(), signal.SIGKILL)
+    if order == CRASH:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), signal.SIGSEGV)
     if order == HANG:
         while True:
             time.sleep(1)
@@ -84,6 +89,7 @@ def main() -> int:
     transport.send(ready)
     page.set_state("idle")
     sequences: dict[tuple[str, int], tuple[list[int], int, int]] = {}
+    suspects: set[str] = set()
     messages, steps = early, 0
     try:
         while True:
@@ -91,6 +97,8 @@ def main() -> int:
                 match message:
                     case Add():
                         ids = unpack_ids(message.prompt_token_ids)
+                        if message.alone:
+                            suspects.add(message.request_id)
                         for choice in range(message.params.n):
                             sequences[message.request_id, choice] = (ids, 0, message.params.max_tokens)
                     case Cancel(request_id, choice, _):
@@ -102,9 +110,11 @@ def main() -> int:
                     case Shutdown() if not arguments.deaf:
                         return 0
             if sequences:
-                page.begin_step([request_id for request_id, _ in sequences])
+                alone = next((key[0] for key in sequences if key[0] in suspects), None)
+                step = {key: sequences[key] for key in sequences if alone in (None, key[0])}
+                page.begin_step([request_id for request_id, _ in step])
                 rows = []
-                for (request_id, choice), (ids, count, most) in list(sequences.items()):
+                for (request_id, choice), (ids, count, most) in step.items():
                     if count == 0:
                         obey(ids[0], connection, page)
                     token = ids[count % len(ids)]
