@@ -37,7 +37,7 @@ class Life(RuleBasedStateMachine):
         budget=st.integers(1, 40),
         caching=st.booleans(),
         hash_bits=st.sampled_from([128, 6]),
-        policy=st.sampled_from(["fcfs", "priority"]),
+        policy=st.sampled_from(["fcfs", "priority", "fair"]),
         groups=st.sampled_from(GROUPS),
     )
     def begin(self, block_size: int, spare: int, groups: tuple[CacheGroup, ...], **options: object) -> None:
@@ -59,11 +59,13 @@ class Life(RuleBasedStateMachine):
         min_tokens=st.integers(0, 3),
         salt=st.sampled_from([b"", b"x"]),
         priority=st.integers(0, 2),
+        key_id=st.sampled_from(["a", "b", "c"]),
         prompt_logprobs=st.sampled_from([None, None, 0]),
     )
-    def add(self, tokens: list[int], salt: bytes, priority: int, **params: object) -> None:
+    def add(self, tokens: list[int], salt: bytes, priority: int, key_id: str, **params: object) -> None:
         """A request of few distinct tokens, so that prefixes meet."""
-        self.bench.add(str(self.count), tokens, salt=salt, priority=priority, stop_token_ids=(1, 2, 3), **params)
+        keys = {"salt": salt, "priority": priority, "key_id": key_id}
+        self.bench.add(str(self.count), tokens, stop_token_ids=(1, 2, 3), **keys, **params)
         self.count += 1
 
     @precondition(lambda self: self.count)
