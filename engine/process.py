@@ -33,7 +33,7 @@ from quire.engine.resolve import Resolved
 from quire.engine.runner import ModelRunner, StepWatch, Unwatched
 from quire.engine.sampler import TorchSampler
 from quire.engine.scheduler import Scheduler, SchedulerConfig
-from quire.engine.warm_up import SMALL_WEIGHTS, choose_threads, find_token_budget, run_prompt
+from quire.engine.warm_up import SMALL_WEIGHTS, STEP_SECONDS, choose_threads, find_token_budget, run_prompt
 from quire.kernels.cpu.compiled import CompiledKernels
 
 
@@ -196,5 +196,7 @@ def _scheduler(config: EngineConfig, plan: CachePlan, max_num_seqs: int, budget:
         max_model_len=plan.max_model_len,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
         policy=config.scheduling_policy,
+        target_itl=None if config.target_itl_ms is None else config.target_itl_ms / 1000,
+        token_seconds=STEP_SECONDS / budget if config.max_num_batched_tokens is None else None,
     )
     return Scheduler(bounds, pool, groups=plan.groups)
