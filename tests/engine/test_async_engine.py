@@ -11,9 +11,10 @@ from support.fake_engine import FakeEngine, Script, echo_script, text_script
 from support.tokenizers import starter_tokenizer
 
 from quire.engine import async_engine
-from quire.engine.async_engine import AsyncEngine, GenerateStream
+from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.detokenizer import Detokenizer
+from quire.engine.generate_stream import GenerateStream
 from quire.engine.messages import Add, Cancel, Failure, LiveIds, OutputRow, Query, StartFailed
 from quire.engine.outputs import GenerateRequest, RequestFailed, TextDelta
 from quire.engine.sampling_params import SamplingParams
