@@ -56,10 +56,6 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     for layer in reversed(given):
         values |= layer.values
         places |= layer.places
-    for name, value in values.items():
-        flag = f"{flag_name(name)[2:]} {value}"
-        if flag in not_built.FLAGS:
-            raise UsageError(f"{places[name]} {value}: {not_built.FLAGS[flag]}")
     try:
         settings = ServerSettings(**values)
     except ValidationError as error:
@@ -125,7 +121,7 @@ def _is_list(field: FieldInfo) -> bool:
 
 
 def _environment(environment: Mapping[str, str]) -> Layer:
-    for name in (name for name in not_built.FLAGS if " " not in name):
+    for name in not_built.FLAGS:
         variable = ENVIRONMENT_PREFIX + name.replace("-", "_").upper()
         if environment.get(variable):
             raise UsageError(f"{variable}: {not_built.FLAGS[name]}")

@@ -1,7 +1,7 @@
 """What the command line promises and this version does not have yet: refused with a sentence, never ignored.
 
-Exit code 2. The keys are flags without their dashes, or "flag value" for a value that is missing from an otherwise
-working flag. A test compares the table, with what is built, against the full list.
+Exit code 2. The keys are flags without their dashes. A test compares the table, with what is built, against the full
+list.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ FLAGS: dict[str, str] = {
     "health-port": "health is answered on the one port; point the probe at --port and /health",
     "lora-modules": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
     "reasoning-parser": "reasoning is not separated from the answer yet; it arrives as content",
-    "scheduling-policy fair": "fair sharing is not built yet; choose fcfs or priority",
     "speculative-config": "speculation is not built yet; leave the flag out",
     "sse-keep-alive": "keep-alive comments are not built yet; they are off, which is the default everywhere",
     "stream-interval": "every token is streamed as it comes; leave the flag out",
-    "target-itl-ms": "a latency target is not built yet; bound the step with --max-num-batched-tokens",
     "tensor-parallel-size": "one engine uses one device; leave the flag out",
 }
 

@@ -85,6 +85,11 @@ def _number(expected: str, allowed: Callable[[float], bool]) -> Callable[[Any], 
     return read
 
 
+def _optional_milliseconds(value: Any) -> float | None:
+    expected = "milliseconds, more than 0"
+    return None if value is None else _number(expected, lambda number: number > 0.0 and math.isfinite(number))(value)
+
+
 def _names(value: Any) -> Any:
     """A list from YAML or repeated flags, JSON in one string, or names between commas."""
     if isinstance(value, str):
@@ -132,4 +137,5 @@ BlockSize = Annotated[int, BeforeValidator(_block_size)]
 Seconds = Annotated[
     float, BeforeValidator(_number("seconds, 0 or more", lambda number: number >= 0.0 and math.isfinite(number)))
 ]
+OptionalMilliseconds = Annotated[float | None, BeforeValidator(_optional_milliseconds)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]

@@ -16,7 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from quire.engine.config import CacheDtype, Device, Dtype, EngineConfig, KernelsName, Policy, Quantization
 from quire.engine.errors import UsageError
 from quire.server.api_keys import ApiKey, read_api_keys
-from quire.server.parsing import BlockSize, Count, Name, Names, OptionalCount, Port, RootPath, Seconds, Whole
+from quire.server.parsing import (
+    BlockSize,
+    Count,
+    Name,
+    Names,
+    OptionalCount,
+    OptionalMilliseconds,
+    Port,
+    RootPath,
+    Seconds,
+    Whole,
+)
 from quire.server.yaml_file import read_yaml
 
 PACKAGED_CONFIG = Path(__file__).with_name("config.yaml")
@@ -82,7 +93,10 @@ class ServerSettings(BaseModel):
     long_prefill_token_threshold: OptionalCount = _flag(
         SCHEDULING, "TOKENS", "most prompt tokens of one request a step"
     )
-    scheduling_policy: Policy = _flag(SCHEDULING, "fcfs|priority", "who goes first when not all can")
+    scheduling_policy: Literal["auto", "fcfs", "priority", "fair"] = _flag(
+        SCHEDULING, "NAME", "fcfs, priority or fair; auto: fair with two or more keys"
+    )
+    target_itl_ms: OptionalMilliseconds = _flag(SCHEDULING, "MS", "longest step while answers stream, by measured cost")
     max_num_queued_reqs: Count = _flag(SCHEDULING, "N", "waiting sequences before new ones get 503")
 
     max_tokens: Count = _flag(REQUESTS, "TOKENS", "answer limit of a chat request that names none")
@@ -117,6 +131,12 @@ class ServerSettings(BaseModel):
         """The keys of --api-key and of the key file, hashed. Raises UsageError without a key's text in it."""
         return read_api_keys(self.api_key, self.api_key_file)
 
+    def policy(self) -> Policy:
+        """Who goes first: as said, or fair sharing as soon as there are keys to share between."""
+        if self.scheduling_policy != "auto":
+            return self.scheduling_policy
+        return "fair" if len(self.read_api_keys()) > 1 else "fcfs"
+
     def check(self) -> None:
         """What single fields cannot know. Raises UsageError."""
         keys = self.read_api_keys()
@@ -148,6 +168,7 @@ class ServerSettings(BaseModel):
             "model": str(folder),
             "model_name": self.model or "starter",
             "num_blocks_override": self.num_gpu_blocks_override,
+            "scheduling_policy": self.policy(),
             "tokenizer_vocab_size": tokenizer_vocab_size,
         }
         return EngineConfig(**same)
