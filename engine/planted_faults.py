@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from quire.engine.runner import Model
+from quire.engine.runner_seams import Model
 from quire.kernels.interface import AttentionPlan
 
 NAMES = ("load.raise", "forward.raise", "forward.nan", "forward.hang", "forward.kill", "forward.sleep", "table.wrong")

@@ -30,7 +30,8 @@ from quire.engine.plan import CachePlan, fit, footprint_of
 from quire.engine.planted_faults import plant
 from quire.engine.precision import Precision
 from quire.engine.resolve import Resolved
-from quire.engine.runner import ModelRunner, StepWatch, Unwatched
+from quire.engine.runner import ModelRunner
+from quire.engine.runner_seams import StepWatch, Unwatched
 from quire.engine.sampler import TorchSampler
 from quire.engine.scheduler import Scheduler, SchedulerConfig
 from quire.engine.warm_up import SMALL_WEIGHTS, STEP_SECONDS, choose_threads, find_token_budget, run_prompt

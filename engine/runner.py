@@ -10,12 +10,10 @@ again: writing the same keys and values twice changes nothing), a row whose logi
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,59 +23,10 @@ from quire.engine.kv_cache import KVCache
 from quire.engine.logprobs import slice_rows
 from quire.engine.messages import Failure, TokenLogprobs
 from quire.engine.row_sampling import RowSampling
-from quire.engine.sampler import NOT_FINITE, Draw, Sampler, TorchSampler, internal_error
+from quire.engine.runner_seams import BlockCopier, Model, StepWatch, Unwatched, fault
+from quire.engine.sampler import NOT_FINITE, Draw, Sampler, TorchSampler
 from quire.engine.step import NewRow, RowWork, Sampled, SampledRow, Step
 from quire.engine.step_input import RowTable
-from quire.kernels.interface import AttentionPlan
-
-log = logging.getLogger(__name__)
-
-
-class Model(Protocol):
-    """What the runner asks of a model; `quire.engine.models.decoder.Decoder` is one."""
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        plans: Sequence[AttentionPlan],
-        kv: Sequence[tuple[Tensor, Tensor]],
-        on_layer: Callable[[], None],
-    ) -> Tensor:
-        """Hidden states [T, H] of input_ids, positions int64 [T]; keys and values go into `kv`.
-
-        `plans` and `kv` have an entry for each layer; layers of one cache group share their plan.
-        """
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [R, V] of hidden states [R, H]."""
-
-
-class BlockCopier(Protocol):
-    """The one operation of `Kernels` that the runner itself calls."""
-
-    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
-        """See `quire.kernels.interface.Kernels.copy_blocks`."""
-
-
-class StepWatch(Protocol):
-    """Who is told that the engine moves; `quire.engine.progress_page.ProgressPage` is one."""
-
-    def begin_step(self, request_ids: Sequence[str]) -> None:
-        """These requests are computed now."""
-
-    def tick(self) -> None:
-        """Something moved: a layer was computed."""
-
-
-class Unwatched:
-    """A `StepWatch` for a runner that nobody watches."""
-
-    def begin_step(self, request_ids: Sequence[str]) -> None:
-        """Nothing."""
-
-    def tick(self) -> None:
-        """Nothing."""
 
 
 @dataclass
@@ -202,7 +151,7 @@ class ModelRunner:
             )
             row.num_prompt_logprobs = new_row.params.prompt_logprobs or 0
         except Exception as error:
-            row.failure = _fault("could not be prepared", error)
+            row.failure = fault("could not be prepared", error)
         return row
 
     def _prepare(self, work: RowWork, computed: _Computed) -> bool:
@@ -213,7 +162,7 @@ class ModelRunner:
                 self._table.append_blocks(work.row, work.new_block_ids)
                 self._table.check(work)
         except Exception as error:
-            row.failure = _fault("does not fit its row", error)
+            row.failure = fault("does not fit its row", error)
         if row.failure is not None:
             computed.failures[work.row] = row.failure
         return row.failure is None
@@ -236,7 +185,7 @@ class ModelRunner:
             )
         except Exception as error:
             if len(works) == 1:
-                failure = _fault("could not be computed", error)
+                failure = fault("could not be computed", error)
                 self._rows[works[0].row].failure = failure
                 computed.failures[works[0].row] = failure
                 return
@@ -281,7 +230,7 @@ class ModelRunner:
                 self._sample_slice(hidden, sources[:half], sampled)
                 self._sample_slice(hidden, sources[half:], sampled)
                 return
-            draws = [Draw(failure=_fault("could not be sampled", error))] * len(rows)
+            draws = [Draw(failure=fault("could not be sampled", error))] * len(rows)
         for row, draw in zip(rows, draws, strict=True):
             logprobs = (draw.logprobs,) if draw.logprobs is not None else None
             token_ids = (draw.token_id,) if draw.failure is None else ()
@@ -297,7 +246,7 @@ class ModelRunner:
                     if not all(math.isfinite(entry.logprob) for entry in entries):
                         failure = NOT_FINITE
                 except Exception as error:
-                    failure = _fault("has no prompt log probabilities", error)
+                    failure = fault("has no prompt log probabilities", error)
                 if failure is None:
                     found[work.row] = entries
                 else:
@@ -325,9 +274,3 @@ class ModelRunner:
         sampling = self._rows[row].sampling
         assert sampling is not None
         return sampling
-
-
-def _fault(what: str, error: Exception) -> Failure:
-    """The failure that the client sees (no details), with the cause in the log."""
-    log.error("a request %s", what, exc_info=error)
-    return internal_error(f"this request {what}")

@@ -36,6 +36,36 @@ class StepInput:
     plans: tuple[AttentionPlan, ...]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the T tokens of S works stand, work by work: int64 arrays."""
+
+    rows: Int64Array
+    """[S], as are `starts`, the position of a work's first token, and `ends`, the one behind its last."""
+    starts: Int64Array
+    ends: Int64Array
+    query_start: Int64Array
+    """[S + 1]: work s has tokens query_start[s] .. query_start[s + 1] - 1."""
+    token_rows: Int64Array
+    """[T], as are `positions`."""
+    positions: Int64Array
+
+
+def lay_out(works: Sequence[RowWork]) -> Layout:
+    """The tokens of `works` (at least one) end to end."""
+    rows = np.array([work.row for work in works], dtype=np.int64)
+    starts = np.array([work.start for work in works], dtype=np.int64)
+    counts = np.array([work.num_tokens for work in works], dtype=np.int64)
+    query_start = np.zeros(len(works) + 1, dtype=np.int64)
+    np.cumsum(counts, out=query_start[1:])
+    if query_start[-1] == len(works):
+        token_rows, positions = rows, starts
+    else:
+        token_rows = np.repeat(rows, counts)
+        positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - starts, counts)
+    return Layout(rows, starts, starts + counts, query_start, token_rows, positions)
+
+
 class RowTable:
     """Token ids and block tables of up to `max_rows` rows of up to `max_tokens` tokens each."""
 
@@ -94,17 +124,9 @@ class RowTable:
 
     def step_input(self, works: Sequence[RowWork]) -> StepInput:
         """The tensors of a step that computes `works` (at least one, each `check`ed)."""
-        rows = np.array([work.row for work in works], dtype=np.int64)
-        starts = np.array([work.start for work in works], dtype=np.int64)
-        counts = np.array([work.num_tokens for work in works], dtype=np.int64)
-        ends = starts + counts
-        query_start = np.zeros(len(works) + 1, dtype=np.int64)
-        np.cumsum(counts, out=query_start[1:])
-        if query_start[-1] == len(works):
-            token_rows, positions = rows, starts
-        else:
-            token_rows = np.repeat(rows, counts)
-            positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - starts, counts)
+        layout = lay_out(works)
+        rows, starts, ends, query_start = layout.rows, layout.starts, layout.ends, layout.query_start
+        token_rows, positions = layout.token_rows, layout.positions
         block_size = self.block_size
         slots = self._block_ids[:, token_rows, positions // block_size].astype(np.int64) * block_size
         slots += positions % block_size

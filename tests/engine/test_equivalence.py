@@ -8,22 +8,32 @@ run a second time with one wrong block id planted, which it must notice.
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.bare_engine import MAX_MODEL_LEN, Engine, Prompts, Result, Results, Setup
+from support.bare_engine import MAX_MODEL_LEN, Engine, Result, Results, Setup
 from support.checkpoints import tiny_checkpoint
 from support.greedy import Driver
+from support.subjects import (
+    GREEDY,
+    SEEDED,
+    TOLERANCE,
+    PreemptOften,
+    assert_same,
+    ids,
+    neighbours,
+    numbers,
+    replace_params,
+    subjects,
+)
 
 from quire import kernels
-from quire.engine.faults import Faults
 from quire.engine.loader import load_model
-from quire.engine.messages import TokenLogprobs, pack_ids
+from quire.engine.messages import pack_ids
 from quire.engine.model_folder import STARTER
 from quire.engine.models.architectures import read_model_config
 from quire.engine.models.decoder import Decoder
@@ -38,7 +48,6 @@ ALTERNATING: dict[str, Any] = {
     "layer_types": ["full_attention", "sliding_attention"] * 2,
 }
 """What makes a tiny Qwen2 one of two cache groups."""
-TOLERANCE = 1e-5
 MARGIN = 1e-3
 
 
@@ -59,37 +68,6 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return load(request.param, tmp_path_factory.getbasetemp() / "tiny")
 
 
-GREEDY = SamplingParams(temperature=0, max_tokens=8, logprobs=2)
-SEEDED = SamplingParams(temperature=0.9, top_k=40, top_p=0.95, seed=11, max_tokens=8, logprobs=2)
-
-
-def ids(seed: int, count: int, vocab_size: int = 600) -> list[int]:
-    """A made-up prompt."""
-    chooser = random.Random(seed)
-    return [chooser.randrange(5, vocab_size) for _ in range(count)]
-
-
-def subjects() -> Prompts:
-    """The requests that every variant runs: short and long, greedy and sampled, with and without extras."""
-    return {
-        "subject-short": (ids(1, 3), GREEDY),
-        "subject-block": (ids(2, 16), GREEDY),
-        "subject-long": (ids(3, 75), GREEDY),
-        "subject-seeded": (ids(4, 33), SEEDED),
-        "subject-penalised": (ids(5, 20), replace_params(SEEDED, repetition_penalty=1.3, presence_penalty=0.5)),
-        "subject-scored": (ids(6, 40), replace_params(GREEDY, prompt_logprobs=1)),
-    }
-
-
-def neighbours() -> Prompts:
-    """Requests that only stand around."""
-    return {f"other-{i}": (ids(100 + i, 1 + 9 * i), replace_params(SEEDED, max_tokens=4 + i)) for i in range(6)}
-
-
-def replace_params(params: SamplingParams, **fields: object) -> SamplingParams:
-    return SamplingParams(**({name: getattr(params, name) for name in params.__struct_fields__} | fields))
-
-
 _alone: dict[int, Results] = {}
 
 
@@ -101,24 +79,6 @@ def alone(decoder: Decoder) -> Results:
             results |= Engine(decoder, Setup()).run({name: request})
         _alone[id(decoder)] = results
     return _alone[id(decoder)]
-
-
-def assert_same(found: Results, expected: Results) -> None:
-    """Equal tokens, log probabilities within the tolerance, for every key of `expected`."""
-    for key, wanted in expected.items():
-        result = found[key]
-        assert result.tokens == wanted.tokens, key
-        assert result.finish_reason == wanted.finish_reason, key
-        for mine, theirs in (
-            (result.logprobs, wanted.logprobs),
-            (result.prompt_logprobs, wanted.prompt_logprobs),
-        ):
-            assert [entry and entry.token_id for entry in mine] == [entry and entry.token_id for entry in theirs], key
-            assert numbers(mine) == pytest.approx(numbers(theirs), abs=TOLERANCE), key
-
-
-def numbers(entries: Sequence[TokenLogprobs | None]) -> list[float]:
-    return [value for entry in entries if entry for value in (entry.logprob, *entry.top_logprobs)]
 
 
 def in_a_batch(decoder: Decoder, plant: bool) -> Results:
@@ -137,17 +97,6 @@ def from_the_prefix_cache(decoder: Decoder, plant: bool) -> Results:
     assert results["subject-long", 0].num_cached_tokens == 64
     assert results["subject-scored", 0].num_cached_tokens == 0
     return results
-
-
-class PreemptOften(Faults):
-    """Preempts somebody in every seventh step."""
-
-    def __init__(self) -> None:
-        self._calls = 0
-
-    def rarely(self, name: str) -> bool:
-        self._calls += name == "scheduler.preempt"
-        return name == "scheduler.preempt" and self._calls % 7 == 0
 
 
 def preempted(decoder: Decoder, plant: bool) -> Results:

@@ -15,7 +15,8 @@ from torch import Tensor
 from quire.engine.kv_cache import KVCache
 from quire.engine.messages import pack_ids
 from quire.engine.plan import CachePlan
-from quire.engine.runner import ModelRunner, StepWatch
+from quire.engine.runner import ModelRunner
+from quire.engine.runner_seams import StepWatch
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.step import NewRow, RowWork, Sampled, Step
 

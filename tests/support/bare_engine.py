@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,16 @@ class CountingRunner(ModelRunner):
 class Engine:
     """A core on a real model; every slot of the cache holds NaN before it is written."""
 
-    def __init__(self, decoder: Decoder, setup: Setup, *, plant: bool = False, faults: Faults = NO_FAULTS) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        setup: Setup,
+        *,
+        plant: bool = False,
+        faults: Faults = NO_FAULTS,
+        runner: Callable[..., Any] = CountingRunner,
+        depth: int = 1,
+    ) -> None:
         groups = group_layers(decoder.cache_spec())
         num_blocks = len(groups) * setup.num_tokens // setup.block_size + has_window(groups)
         plan = CachePlan(num_blocks, setup.block_size, MAX_MODEL_LEN, bytes=0, groups=groups)
@@ -82,7 +91,7 @@ class Engine:
         self.cache = KVCache(decoder.cache_spec(), plan, torch.float32, torch.device("cpu"))
         for tensor in itertools.chain.from_iterable(self.cache.layers):
             tensor[self.first_block :] = math.nan
-        self.runner = CountingRunner(
+        self.runner = runner(
             decoder,
             decoder.kernels,
             self.cache,
@@ -102,7 +111,8 @@ class Engine:
             long_prefill_token_threshold=setup.chunk,
         )
         pool = BlockPool(num_blocks, setup.block_size, prefix_index=index, order=order, null_block=plan.has_null_block)
-        self.core = EngineCore(Scheduler(config, pool, faults, groups), self.runner)
+        self.scheduler = Scheduler(config, pool, faults, groups)
+        self.core = EngineCore(self.scheduler, self.runner, depth=depth, faults=faults)
         self.plant = plant
         self._clock = itertools.count()
 
