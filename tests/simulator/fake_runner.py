@@ -229,6 +229,11 @@ class FakeRunner:
     def _copy(self, source: int, target: int) -> None:
         size = self.block_size
         self.slots[target * size : (target + 1) * size] = self.slots[source * size : (source + 1) * size]
+        generation = self._generation_of(target)
+        for offset in range(size):
+            writer = self.writers.get(source * size + offset)
+            if writer is not None:
+                self.writers[target * size + offset] = writer._replace(generation=generation)
 
     def _land(self, row: Row, end: int, written: dict[int, int]) -> None:
         """The writes of one work are in the slots from now on; it computed the positions up to `end`."""
@@ -299,7 +304,7 @@ class FakeRunner:
                     for number, group in enumerate(self.groups)
                     for value in self._read(reader, number, end - num_read(end, group), end)
                 ]
-                rows += [self._sample_row(step, row, end, contents) for row in work.samples]
+                rows += [self._sample_row(step, reader, row, end, contents) for row in work.samples]
             if work.prompt_logprobs:
                 last = min(end + 1, reader.num_prompt_tokens)
                 prompt_logprobs[work.row] = tuple(
@@ -308,7 +313,8 @@ class FakeRunner:
                 )
         return Sampled(step.step_id, tuple(rows), prompt_logprobs)
 
-    def _sample_row(self, step: Step, row_number: int, end: int, contents: list[int]) -> SampledRow:
+    def _sample_row(self, step: Step, reader: Row, row_number: int, end: int, contents: list[int]) -> SampledRow:
+        """What row `row_number` samples from the `contents` that `reader` sees of the first `end` tokens."""
         row = self.rows[row_number]
         assert len(row.token_ids) == end, f"row {row_number} samples before it has caught up"
         failure = self._fails(step.step_id, row_number, row.request_id)

@@ -1,0 +1,43 @@
+"""Which faults happen now: one random stream, the rates of the plan, and a count of everything that was taken."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+
+from quire.engine.faults import Faults
+
+_OF_STEPS = ("step.before", "step.during", "step.after", "step.memory")
+
+
+class Swarm(Faults):
+    """The `faults` argument of the whole core. `taken` counts by name; `num_taken` is their sum."""
+
+    def __init__(self, rng: random.Random, rates: Mapping[str, float]) -> None:
+        self._rng, self._rates = rng, dict(rates)
+        self._of_steps = [name for name in _OF_STEPS if name in rates]
+        self.taken: Counter[str] = Counter()
+        self.num_taken = 0
+
+    def rarely(self, name: str) -> bool:
+        """True at the rate of `name`."""
+        rate = self._rates.get(name)
+        if rate is None or self._rng.random() >= rate:
+            return False
+        self.taken[name] += 1
+        self.num_taken += 1
+        return True
+
+    def step_fault(self) -> str | None:
+        """How the step that begins now breaks down; None: it does not."""
+        return next((name for name in self._of_steps if self.rarely(name)), None)
+
+    def chance(self, probability: float) -> bool:
+        """A choice that is no fault."""
+        return self._rng.random() < probability
+
+    def heal(self) -> None:
+        """No fault happens any more."""
+        self._rates.clear()
+        self._of_steps.clear()
