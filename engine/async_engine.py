@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import secrets
 import sys
 import time
@@ -176,6 +175,8 @@ class AsyncEngine:
             priority=request.priority,
             salt=request.salt,
             key_id=request.key_id,
+            weight=request.weight,
+            deadline=request.deadline,
             explain=_explain(request),
         )
         detokenizers = tuple(Detokenizer(self.tokenizer, params, request.prompt_token_ids) for _ in range(params.n))
@@ -251,7 +252,7 @@ class AsyncEngine:
                         stream.deliver(delta, last)
                 case Fail(request_id, failure, retry_after):
                     if (stream := self._streams.get(request_id)) is not None:
-                        stream.fail(RequestFailed(failure, _jittered(retry_after)))
+                        stream.fail(RequestFailed(failure, retry_after))
         if len(self._table):
             self._idle.clear()
         elif held:
@@ -319,8 +320,3 @@ def _explain(request: GenerateRequest) -> Explain | None:
     if not (request.timings or request.cache_report):
         return None
     return Explain(began=time.monotonic() if request.timings else None, cache_report=request.cache_report)
-
-
-def _jittered(retry_after: float | None) -> float | None:
-    """Spread over +-20 %, so that those who were refused together do not come back together."""
-    return None if retry_after is None else min(max(retry_after * random.uniform(0.8, 1.2), 1.0), 60.0)

@@ -16,6 +16,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     salt: bytes = b""
     key_id: str = ""
+    weight: float = 1.0
+    """Of its key, under the fair policy."""
     deadline: float | None = None
     """Monotonic seconds; past it the request ends with reason `timeout`."""
     request_id: str | None = None

@@ -7,12 +7,12 @@ Every choice of an opened request ends in exactly one of: a delivered delta with
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from quire.engine.detokenizer import Detokenizer
+from quire.engine.drain_rate import DrainRate
 from quire.engine.messages import Add, Cancel, CancelReason, Failure, FinishReason, LiveIds, OutputRow, ToEngine
 from quire.engine.outputs import TextDelta
 from quire.engine.quarantine import CONVICTED, Quarantine
@@ -22,7 +22,6 @@ TableState = Literal["loading", "ready", "restarting", "draining", "failed"]
 log = logging.getLogger("quire.engine")
 
 RETRY_AFTER_BOUNDS = (1.0, 60.0)
-_RATE_SAMPLES = 64
 
 _REFUSALS: dict[TableState, tuple[str, str]] = {
     "loading": ("model_loading", "the model is still loading; try again soon"),
@@ -177,7 +176,7 @@ class RequestTable:
         self._draining = False
         self._entries: dict[str, _Entry] = {}
         self._num_sequences = 0
-        self._finish_times: deque[float] = deque(maxlen=_RATE_SAMPLES)
+        self._drain = DrainRate()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -243,6 +242,7 @@ class RequestTable:
             return [Fail(add.request_id, CONVICTED)]
         self._entries[add.request_id] = _Entry(add, event.detokenizers, event.deadline, set(range(choices)))
         self._num_sequences += choices
+        self._drain.begin(1, now)
         return [Send(admitted)]
 
     def _suspect(self, names: tuple[str, ...], now: float) -> list[Effect]:
@@ -302,7 +302,7 @@ class RequestTable:
             self._num_sequences -= 1
         last = not entry.open_choices
         if last:
-            self._forget(request_id, now)
+            self._forget(request_id, now, done=True)
         return [Deliver(request_id, delta, last)]
 
     def _fail(
@@ -311,25 +311,22 @@ class RequestTable:
         names = [name for name in tuple(request_ids) if self._forget(name, now)]
         return [Fail(name, failure, retry_after) for name in names]
 
-    def _forget(self, request_id: str, now: float) -> bool:
+    def _forget(self, request_id: str, now: float, *, done: bool = False) -> bool:
         """Remove the request; False when it had ended before."""
         entry = self._entries.pop(request_id, None)
         if entry is None:
             return False
         self._num_sequences -= len(entry.open_choices)
-        self._finish_times.append(now)
+        self._drain.end(1, now, done=done)
         return True
 
     def _cancel(self, request_id: str, reason: CancelReason) -> list[Effect]:
         return [Send(Cancel(request_id, None, reason))]
 
     def _retry_after(self, now: float) -> float:
-        """Seconds until the waiting ones should be through, from the rate at which requests ended lately."""
+        """Seconds until those that are here should be through, from the rate at which requests ended lately."""
         low, high = RETRY_AFTER_BOUNDS
-        if len(self._finish_times) < 2:
-            return low
-        rate = len(self._finish_times) / max(now - self._finish_times[0], 1e-3)
-        return min(max(len(self._entries) / rate, low), high)
+        return min(max(self._drain.seconds_for(len(self._entries), now), low), high)
 
 
 def _refusal(state: TableState) -> Failure:

@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from quire.engine.errors import UsageError
+from quire.server.key_limits import KeyLimits
+from quire.server.parsing import parse_size
 
 MIN_LENGTH = 16
+LIMITS = ("requests-per-minute", "tokens-per-minute", "parallel", "weight")
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Who a key belongs to (`key_id`, no secret), and the SHA-256 digest of its UTF-8 bytes."""
+    """Who a key belongs to (`key_id`, no secret), the SHA-256 digest of its UTF-8 bytes, and what it may use."""
 
     key_id: str
     digest: bytes
+    limits: KeyLimits = KeyLimits()
+
+
+class _Entry(NamedTuple):
+    """A key as it was given, and where."""
+
+    place: str
+    name: str | None
+    key: str
+    limits: KeyLimits
 
 
 def read_api_keys(keys: Sequence[str], key_file: str | None) -> tuple[ApiKey, ...]:
     """The keys given directly and those of the file: one a line, `name key` or `key`, # begins a comment line.
 
-    A key without a name is called after its digest. Raises UsageError for a file that is missing, empty or readable
+    After the key there may be limits, as `requests-per-minute=60`; `LIMITS` are their names. A key without a name is
+    called after its digest. Raises UsageError for a file that is missing, empty or readable
     by others, for a name or a key that stands twice, and for a key under 16 characters; no message holds key text.
     """
-    entries = [("API key", None, key) for key in keys] + (_read_file(key_file) if key_file is not None else [])
+    entries = [_Entry("API key", None, key, KeyLimits()) for key in keys]
+    entries += _read_file(key_file) if key_file is not None else []
     found: dict[str, ApiKey] = {}
     digests: dict[bytes, str] = {}
-    for place, name, key in entries:
+    for place, name, key, limits in entries:
         if len(key) < MIN_LENGTH:
             raise UsageError(
                 f"{place}: a key of {len(key)} characters; expected at least {MIN_LENGTH} "
@@ -42,12 +60,12 @@ def read_api_keys(keys: Sequence[str], key_file: str | None) -> tuple[ApiKey, ..
             raise UsageError(f"{place}: the same key as {digests[digest]}; give each caller a key of its own")
         if key_id in found:
             raise UsageError(f"{place}: the name {key_id} stands twice; give each key a name of its own")
-        found[key_id] = ApiKey(key_id, digest)
+        found[key_id] = ApiKey(key_id, digest, limits)
         digests[digest] = place
     return tuple(found.values())
 
 
-def _read_file(key_file: str) -> list[tuple[str, str | None, str]]:
+def _read_file(key_file: str) -> list[_Entry]:
     path = Path(key_file)
     try:
         mode = path.stat().st_mode
@@ -60,14 +78,37 @@ def _read_file(key_file: str) -> list[tuple[str, str | None, str]]:
         raise UsageError(
             f"--api-key-file {path}: everybody on this machine can reach it (mode {stat.S_IMODE(mode):o}); chmod 600 it"
         )
-    entries: list[tuple[str, str | None, str]] = []
+    entries: list[_Entry] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) > 2:
-            raise UsageError(f"--api-key-file {path} line {number}: expected `name key` or `key`, found more words")
-        entries.append((f"--api-key-file {path} line {number}", words[0] if len(words) == 2 else None, words[-1]))
+        place = f"--api-key-file {path} line {number}"
+        given = list(itertools.takewhile(lambda word: word.partition("=")[0] in LIMITS, reversed(words)))
+        names = words[: len(words) - len(given)]
+        if not 1 <= len(names) <= 2:
+            raise UsageError(
+                f"{place}: expected `name key` or `key`, and limits after it ({'=, '.join(LIMITS)}=), found other words"
+            )
+        entries.append(_Entry(place, names[0] if len(names) == 2 else None, names[-1], _read_limits(place, given)))
     if not entries:
         raise UsageError(f"--api-key-file {path}: holds no key; one `name key` or `key` a line is expected")
     return entries
+
+
+def _read_limits(place: str, words: Sequence[str]) -> KeyLimits:
+    """`name=value` each; raises UsageError for a value that is no positive number, and for a name that stands twice."""
+    values: dict[str, float] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        try:
+            value = float(text) if name == "weight" else parse_size(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            kind = "number" if name == "weight" else "whole number"
+            raise UsageError(f"{place}: {name}={text[:32]}: expected a {kind} of more than 0")
+        if name in values:
+            raise UsageError(f"{place}: {name} stands twice")
+        values[name] = value
+    return KeyLimits(**{name.replace("-", "_"): value for name, value in values.items()})  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from quire.server.api_keys import ApiKey
 from quire.server.errors import ApiError
+from quire.server.key_limits import KeyLimits
 
 MAX_KEY_BYTES = 1024
 
@@ -19,6 +20,8 @@ class Caller:
     """Whose request it is. `key_id` is no secret; empty when the server has no keys."""
 
     key_id: str = ""
+    weight: float = 1.0
+    """Of the key, beside others under fair scheduling."""
 
 
 class KeyRing:
@@ -30,6 +33,10 @@ class KeyRing:
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    def limits(self) -> dict[str, KeyLimits]:
+        """What each key may use, by its id."""
+        return {key.key_id: key.limits for key in self._keys}
 
     def identify(self, authorization: bytes | None) -> Caller:
         """The caller with this Authorization header. Raises invalid_api_key, with the same text for every reason."""
@@ -49,7 +56,7 @@ class KeyRing:
                 headers=(("www-authenticate", "Bearer"),),
                 close=True,
             )
-        return Caller(found.key_id)
+        return Caller(found.key_id, found.limits.weight)
 
     def salt(self, caller: Caller, cache_salt: str | None) -> bytes:
         """What separates this caller's blocks in the prefix cache: its key, and the salt it asked for.

@@ -53,6 +53,8 @@ STATUS_OF_CODE: dict[str, int] = {
     "request_too_large": 413,
     "unsupported_encoding": 415,
     "unsupported_media_type": 415,
+    "concurrency_limit_exceeded": 429,
+    "rate_limit_exceeded": 429,
     "too_many_watchers": 429,
     "headers_too_large": 431,
     "internal_error": 500,

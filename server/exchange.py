@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
@@ -53,6 +54,8 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self.scope, self.limits = scope, limits
         self._receive, self._send = receive, send
+        self.came = time.monotonic()
+        """When its headers had arrived; deadlines count from here."""
         self.caller = Caller()
         self.started = False
         self._more_body = True

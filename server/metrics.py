@@ -137,6 +137,11 @@ class CallTimer:
             self._metrics.ended(reason)
         self._open = 0
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens that the choices have so far."""
+        return sum(times.tokens for times in self._choices.values())
+
     def observe(self, prompt: int, delta: TextDelta) -> None:
         """Take one delta into account."""
         now = self._metrics.clock()

@@ -37,7 +37,7 @@ class OpenAIRoutes:
         service = self.service
         came = service.clock()
         facts = service.facts()
-        with service.admission.enter() as ticket:
+        with service.enter(exchange, facts) as ticket:
             body, ignored = await service.read_body(exchange, CHAT_FIELDS, ticket)
             arrival = Arrival(came, service.clock())
             rules, auto_tools = service.rules(facts), service.settings.enable_auto_tool_choice
@@ -55,7 +55,7 @@ class OpenAIRoutes:
         service = self.service
         came = service.clock()
         facts = service.facts()
-        with service.admission.enter() as ticket:
+        with service.enter(exchange, facts) as ticket:
             body, ignored = await service.read_body(exchange, COMPLETION_FIELDS, ticket)
             arrival = Arrival(came, service.clock())
             request = read_completion(body, service.models, service.rules(facts), service.limits)
@@ -132,15 +132,19 @@ class OpenAIRoutes:
             for prompt, request in enumerate(requests)
         ]
         lengths = [len(request.prompt_token_ids) for request in requests]
-        ticket.take_tokens(sum(lengths))
+        n = requests[0].params.n
+        ticket.take_tokens(sum(lengths), n * sum(request.params.max_tokens for request in requests))
+        service.name_limits(exchange, ticket)
         if service.settings.enable_log_requests:
             await self._log(exchange, requests)
-        n = requests[0].params.n
         timer = CallTimer(service.metrics, arrival.at, lengths, n)
         explanation = Explanation(
             options, arrival, service.clock, len(requests) * n, requests[0].prompt_token_ids, service.text.tokenizer
         )
-        await deliver(exchange, service.engine, requests, answer, options, timer, explanation)
+        try:
+            await deliver(exchange, service.engine, requests, answer, options, timer, explanation)
+        finally:
+            ticket.used_tokens = sum(lengths) + timer.num_output_tokens
 
     async def _log(self, exchange: Exchange, requests: list[GenerateRequest]) -> None:
         """Only under --enable-log-requests: the one place that writes what a client sent."""

@@ -31,7 +31,7 @@ class TextRoutes:
         """POST /tokenize with `prompt` or `messages`: {count, max_model_len, tokens}."""
         service = self.service
         facts = service.facts()
-        with service.admission.enter() as ticket:
+        with service.admission.enter(exchange.caller.key_id) as ticket:
             body, ignored = await service.read_body(exchange, TOKENIZE_FIELDS, ticket)
             service.name_ignored(exchange, ignored)
             reader = Reader(body)
@@ -49,7 +49,7 @@ class TextRoutes:
         """POST /detokenize with `tokens`: {prompt}."""
         service = self.service
         facts = service.facts()
-        with service.admission.enter() as ticket:
+        with service.admission.enter(exchange.caller.key_id) as ticket:
             body, ignored = await service.read_body(exchange, DETOKENIZE_FIELDS, ticket)
             service.name_ignored(exchange, ignored)
             reader = Reader(body)

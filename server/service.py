@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -56,7 +55,7 @@ class Service:
         self.models = tuple(settings.served_model_name) or (model_name(settings),)
         self.keys = KeyRing(settings.read_api_keys())
         self.text = TextWork(tokenizer, worker)
-        self.admission = Admission(limits, settings.max_num_queued_reqs, clock)
+        self.admission = Admission(limits, settings.max_num_queued_reqs, clock, self.keys.limits())
         view = EngineView(
             lambda: engine.statistics,
             lambda: engine.facts,
@@ -115,6 +114,17 @@ class Service:
         body = parse_object(await exchange.body(ticket.take_body))
         return body, check_fields(body, table, strict=self.settings.strict)
 
+    def enter(self, exchange: Exchange, facts: Ready) -> Ticket:
+        """A place for a request that asks for tokens, before its body is read. Raises the 429 or 503 of a refusal."""
+        self.admission.check_room(facts.max_num_seqs)
+        return self.admission.enter(exchange.caller.key_id)
+
+    def name_limits(self, exchange: Exchange, ticket: Ticket) -> None:
+        """Tell a key with limits, in the answer's headers, what it has left."""
+        if ticket.meter is not None:
+            named = ticket.meter.headers(self.clock())
+            exchange.extra_headers += [(name.encode(), value.encode()) for name, value in named]
+
     def name_ignored(self, exchange: Exchange, names: list[str]) -> None:
         """Name ignored fields in the answer's headers; under --strict, refuse them."""
         if names and self.settings.strict:
@@ -157,13 +167,14 @@ class Service:
             raise ApiError("conflicting_parameters", text, "min_tokens")
         deadline = None
         if options.deadline_ms is not None:
-            deadline = time.monotonic() + options.deadline_ms / 1000
+            deadline = exchange.came + options.deadline_ms / 1000
         return GenerateRequest(
             prompt_token_ids=ids,
             params=params,
             priority=options.priority,
             salt=self.keys.salt(exchange.caller, options.cache_salt),
             key_id=exchange.caller.key_id,
+            weight=exchange.caller.weight,
             deadline=deadline,
             timings=options.timings,
             cache_report=options.cache_report,

@@ -138,7 +138,8 @@ def test_retry_after_follows_the_rate_of_finishing() -> None:
     for second in range(10):
         for name in ("x", "y"):
             table.handle(opened(name), float(second))
-            table.handle(Rows((row(name, finish="stop"),)), float(second))
+        for name in ("x", "y"):
+            table.handle(Rows((row(name, finish="stop"),)), second + 1.0)
     for number in range(4):
         table.handle(opened(f"w{number}"), 10.0)
     (refusal,) = table.handle(opened("late"), 10.0)

@@ -263,9 +263,10 @@ def test_wait_is_estimated_from_the_rate_of_ends() -> None:
     admission = Admission(Limits(), 100, clock)
     assert admission.estimated_wait(1, 50) == 0.0, "unknown yet"
     for _ in range(10):
-        clock.now += 2.0
         with admission.enter() as ticket:
             ticket.take_sequences(1, max_running=1)
+            clock.now += 2.0
+        clock.now += 100.0
     with admission.enter() as ticket:
         ticket.take_sequences(11, max_running=1)
         wait = admission.estimated_wait(1)
