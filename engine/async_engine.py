@@ -81,8 +81,7 @@ class AsyncEngine:
         on_progress: Callable[[Progress], None] | None = None,
         faults: dict[str, str] | None = None,
     ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
+        self.config, self.tokenizer, self.hang_limit = config, tokenizer, hang_limit
         self.facts: Ready | None = None
         """What the engine found while loading; None before the first is ready."""
         self.statistics = Statistics()
@@ -94,6 +93,7 @@ class AsyncEngine:
         self._settle_seconds = SETTLE_SECONDS
         self._idle = asyncio.Event()
         self._idle.set()
+        self._busy_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._supervisor = Supervisor(
             config, launch or engine_process(), self, on_progress=on_progress, hang_limit=hang_limit, faults=faults
@@ -124,6 +124,13 @@ class AsyncEngine:
     def quarantines(self) -> int:
         """Requests that were refused from then on, because they killed two engines."""
         return self._table.quarantine.num_convicted
+
+    def standstill(self) -> float:
+        """Seconds that the engine has not moved while somebody waits for it; 0 while nobody does. From any thread."""
+        busy_since = self._busy_since
+        if busy_since is None:
+            return 0.0
+        return max(0.0, time.monotonic() - max(busy_since, self._supervisor.moved_at()))
 
     def registered(self) -> int:
         """Requests that somebody waits for."""
@@ -255,8 +262,11 @@ class AsyncEngine:
                         stream.fail(RequestFailed(failure, retry_after))
         if len(self._table):
             self._idle.clear()
+            if not held:
+                self._busy_since = time.monotonic()
         elif held:
             self._idle.set()
+            self._busy_since = None
             self._settle_seconds = SETTLE_SECONDS
             self._send_query("statistics")
 

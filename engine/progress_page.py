@@ -87,6 +87,10 @@ class ProgressPage:
         self._counters[_TICKS] += 1
         self.set_state("idle")
 
+    def moved_at(self) -> float:
+        """Reader, from any thread: monotonic seconds of the last change. Raises ValueError once the page is closed."""
+        return self._stamps[_STAMP]
+
     def read(self) -> PageSnapshot:
         """Reader: the page as it is. Counters are read one by one; each is whole."""
         count = min(self._counters[_NUM_IDS], MAX_STEP_IDS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -55,6 +56,9 @@ class RunningEngine(Protocol):
 
     def snapshot(self) -> PageSnapshot | None:
         """What its progress page says, or said last; None when it has none."""
+
+    def moved_at(self) -> float:
+        """Monotonic seconds at which its page last moved; inf when it has none. From any thread."""
 
     def dump_stacks(self) -> None:
         """Ask it to write its stacks to stderr."""
@@ -117,6 +121,13 @@ class ProcessEngine:
     def snapshot(self) -> PageSnapshot | None:
         """See `RunningEngine.snapshot`."""
         return self._last_page or self._page.read()
+
+    def moved_at(self) -> float:
+        """See `RunningEngine.moved_at`."""
+        try:
+            return self._page.moved_at()
+        except ValueError:  # it has just gone, and the page with it
+            return math.inf
 
     def dump_stacks(self) -> None:
         """See `RunningEngine.dump_stacks`."""
@@ -227,9 +238,10 @@ class Supervisor:
         if self._ready and self._engine is not None:
             self._engine.transport.send(message)
 
-    def snapshot(self) -> PageSnapshot | None:
-        """The running engine's progress page."""
-        return None if self._engine is None else self._engine.snapshot()
+    def moved_at(self) -> float:
+        """Monotonic seconds at which the running engine last moved; inf without one. From any thread."""
+        engine = self._engine
+        return math.inf if engine is None else engine.moved_at()
 
     def _up(self, ready: Ready) -> None:
         self._ready = True

@@ -15,6 +15,7 @@ from quire.server.exchange import Access, Endpoint, Exchange
 from quire.server.generation import Engine
 from quire.server.limits import Limits
 from quire.server.not_built_routes import NOT_BUILT
+from quire.server.pulse import Pulse
 from quire.server.routes_openai import OpenAIRoutes
 from quire.server.routes_page import PageRoutes
 from quire.server.routes_pool import PoolRoutes
@@ -23,6 +24,7 @@ from quire.server.routes_text import TextRoutes
 from quire.server.service import SamplingDefaults, Service
 from quire.server.settings import ServerSettings
 from quire.server.text_work import Tokenizer
+from quire.server.vitals import Vitals
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -36,17 +38,20 @@ def create_app(
     limits: Limits | None = None,
     clock: Callable[[], float] = time.monotonic,
     worker: TextWorker | None = None,
+    pulse: Pulse | None = None,
 ) -> FastAPI:
-    """The application that serves one model. `app.state.service` is what its routes share.
+    """The application that serves one model. `app.state.service` is what its routes share, `app.state.vitals` what
+    /health and /ready say.
 
-    `defaults` are the model's own sampling defaults; `clock` gives monotonic seconds; `worker` tokenizes
-    what is large, in a process that can be killed. Nothing is started here and nothing ends with the app: engine,
-    tokenizer and worker belong to the caller.
+    `defaults` are the model's own sampling defaults; `clock` gives monotonic seconds; `worker` tokenizes what is large,
+    in a process that can be killed; `pulse` tells how late the event loop is. Nothing is started here and nothing ends
+    with the app: engine, tokenizer and worker belong to the caller.
     """
     limits = limits or Limits()
-    service = Service(settings, engine, tokenizer, defaults, limits, clock, worker)
+    service = Service(settings, engine, tokenizer, defaults, limits, clock, worker, pulse)
     app = FastAPI(title="Quire", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.service = service
+    app.state.vitals = vitals = Vitals(service, pulse)
     app.router.redirect_slashes = False
 
     def endpoint(handler: Handler, access: Access, *methods: str) -> Endpoint:
@@ -54,7 +59,7 @@ def create_app(
             handler, access=access, methods=methods, keys=service.keys, limits=limits, on_error=_count(service)
         )
 
-    table = _table(service)
+    table = _table(service, vitals)
     for path, handler, access, method in table:
         app.router.routes.append(Route(path, endpoint(handler, access, method)))
     for path in NOT_BUILT:
@@ -69,8 +74,8 @@ def create_app(
     return app
 
 
-def _table(service: Service) -> list[tuple[str, Handler, Access, str]]:
-    openai, text, probe = OpenAIRoutes(service), TextRoutes(service), ProbeRoutes(service)
+def _table(service: Service, vitals: Vitals) -> list[tuple[str, Handler, Access, str]]:
+    openai, text, probe = OpenAIRoutes(service), TextRoutes(service), ProbeRoutes(service, vitals)
     page, pool = PageRoutes(), PoolRoutes(service)
     return [
         ("/v1/chat/completions", openai.chat_completions, Access.KEY, "POST"),

@@ -60,6 +60,8 @@ STATUS_OF_CODE: dict[str, int] = {
     "internal_error": 500,
     "request_quarantined": 500,
     "engine_failed": 503,
+    "engine_hung": 503,
+    "server_stalled": 503,
     "engine_restarting": 503,
     "model_loading": 503,
     "server_draining": 503,

@@ -26,6 +26,10 @@ class Gate:
         """From now on `app` answers."""
         self._app = app
 
+    def alive(self) -> dict[str, object]:
+        """What /health says before there is an application."""
+        return {"status": "ok", "engine": "loading", "restarts": 0, "stage": self._stage()}
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer 503 model_loading; the process is alive meanwhile, which /health says."""
         if self._app is not None:
@@ -34,7 +38,6 @@ class Gate:
             exchange = Exchange(scope, receive, send, self._limits)
             exchange.extra_headers.append((b"x-request-id", new_request_id()))
             if scope["path"].removeprefix(scope.get("root_path", "")) in _ALIVE:
-                alive = {"status": "ok", "engine": "loading", "restarts": 0, "stage": self._stage()}
-                await exchange.respond(200, msgspec.json.encode(alive), JSON)
+                await exchange.respond(200, msgspec.json.encode(self.alive()), JSON)
             else:
                 await exchange.respond_error(unavailable("model_loading", "The model is still loading.", 2))

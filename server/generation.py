@@ -65,6 +65,13 @@ class Engine(Protocol):
     def quarantines(self) -> int:
         """Requests that were refused from then on, because they killed two engines."""
 
+    @property
+    def hang_limit(self) -> float:
+        """Seconds after which an engine that stands still is killed."""
+
+    def standstill(self) -> float:
+        """Seconds that the engine has not moved while somebody waits for it. From any thread."""
+
     def watch_pool(self) -> PoolStream:
         """Live frames of the block pool. Raises TooManyWatchers."""
 

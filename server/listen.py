@@ -23,7 +23,17 @@ def bind(settings: ServerSettings) -> socket.socket:
     """A bound and listening socket. Raises BindError naming the address, the reason and, where visible, the holder."""
     if settings.uds is not None:
         return _bind_unix(settings.uds)
-    host, port = settings.host, settings.port
+    return _bind_tcp(settings.host, settings.port, "--port")
+
+
+def bind_health(settings: ServerSettings) -> socket.socket | None:
+    """The same for --health-port, on the same host; None without one."""
+    if settings.health_port is None:
+        return None
+    return _bind_tcp(settings.host, settings.health_port, "--health-port")
+
+
+def _bind_tcp(host: str, port: int, flag: str) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
@@ -38,7 +48,7 @@ def bind(settings: ServerSettings) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise _explained(error, host, port) from None
+        raise _explained(error, host, port, flag) from None
     listener.setblocking(False)
     return listener
 
@@ -82,16 +92,16 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
 
 
-def _explained(error: OSError, host: str, port: int) -> BindError:
+def _explained(error: OSError, host: str, port: int, flag: str) -> BindError:
     if error.errno == errno.EADDRINUSE:
         holder = holder_of(port)
         by = "" if holder is None else f" by process {holder}"
-        return BindError(f"port {port} on {host} is taken{by}; stop it, or choose another with --port")
+        return BindError(f"port {port} on {host} is taken{by}; stop it, or choose another with {flag}")
     if error.errno == errno.EACCES:
         return BindError(f"port {port} on {host} needs privileges that this process lacks; choose one from 1024 up")
     if error.errno == errno.EADDRNOTAVAIL:
         return BindError(f"--host {host}: not an address of this machine; try 127.0.0.1 or 0.0.0.0")
-    return BindError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose --host and --port")
+    return BindError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose --host and {flag}")
 
 
 def holder_of(port: int) -> int | None:

@@ -5,6 +5,7 @@ What the engine counts is read from its latest `Statistics` when somebody asks; 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import prometheus_client
@@ -43,9 +44,12 @@ class EngineView:
         restarts: Callable[[], int],
         hangs: Callable[[], int] = lambda: 0,
         quarantines: Callable[[], int] = lambda: 0,
+        standstill: Callable[[], float] = lambda: 0.0,
+        lag: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.statistics, self.facts, self.restarts = statistics, facts, restarts
         self.hangs, self.quarantines = hangs, quarantines
+        self.standstill, self.lag = standstill, lag
 
 
 class Metrics:
@@ -56,6 +60,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.clock = clock
         self._engine = engine
+        self._lock = threading.Lock()
         self._last_step = 0
         self._prefix, self._labels = prefix, {"model_name": model_name}
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
@@ -104,8 +109,9 @@ class Metrics:
             self.iteration.observe(statistics.step_tokens)
 
     def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return prometheus_client.generate_latest(self.registry)
+        """All metrics in Prometheus' text format. From any thread."""
+        with self._lock:
+            return prometheus_client.generate_latest(self.registry)
 
     def _counter(self, stem: str, text: str) -> Counter:
         counter = Counter(f"{self._prefix}:{stem}", text, ["model_name"], registry=self.registry)
@@ -216,6 +222,12 @@ class _EngineCollector(Collector):
         yield self._gauge("num_requests_running", "Sequences that run.", statistics.num_running)
         yield self._gauge("num_requests_waiting", "Sequences that wait.", statistics.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "Blocks in use, 0..1.", statistics.num_used_blocks / usable)
+        yield self._gauge("kv_cache_blocks_used", "Blocks of running sequences.", statistics.num_used_blocks)
+        yield self._gauge("kv_cache_blocks_cached", "Blocks that hold a prefix.", statistics.num_cached_blocks)
+        yield self._gauge(
+            "engine_step_age_seconds", "Since the engine moved, while it has work.", self._engine.standstill()
+        )
+        yield self._gauge("event_loop_lag_seconds", "The HTTP side's longest delay lately.", self._engine.lag())
         for stem, field, text in self.COUNTERS:
             yield self._counter(stem, text, self._grown(field, getattr(statistics, field)))
         yield self._counter("engine_restarts", "Engines started after the first.", self._engine.restarts())

@@ -11,7 +11,6 @@ FLAGS: dict[str, str] = {
     "enable-lora": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
     "enforce-eager": "nothing is captured into graphs yet, so every step is eager already; leave the flag out",
     "gpu-memory-utilization": "there is no GPU backend yet; --kv-cache-memory-bytes sets the KV cache on the CPU",
-    "health-port": "health is answered on the one port; point the probe at --port and /health",
     "lora-modules": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
     "reasoning-parser": "reasoning is not separated from the answer yet; it arrives as content",
     "speculative-config": "speculation is not built yet; leave the flag out",

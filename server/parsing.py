@@ -132,6 +132,7 @@ RootPath = Annotated[str, matching(r"(/[^\s?#]*[^\s?#/])?", "a path such as /llm
 Whole = Annotated[int, whole(0)]
 Port = Annotated[int, whole(0, 65535)]
 Count = Annotated[int, whole(1)]
+OptionalPort = Annotated[int | None, optional(0, 65535)]
 OptionalCount = Annotated[int | None, optional(1)]
 BlockSize = Annotated[int, BeforeValidator(_block_size)]
 Seconds = Annotated[

@@ -29,17 +29,23 @@ from quire.engine.text_worker import Load, TextWorker, check_templates
 from quire.server import logs
 from quire.server.busy_log import log_while_busy
 from quire.server.daemon_thread import in_daemon_thread
+from quire.server.errors import ApiError, unavailable
+from quire.server.exchange import encode_json
 from quire.server.gate import Gate
+from quire.server.health_port import Answered, HealthPort
 from quire.server.limits import Limits, connection_limit
-from quire.server.listen import address_of, bind
+from quire.server.listen import address_of, bind, bind_health
 from quire.server.loading import LoadedModel, LoadProgress, find_model, start_lines
+from quire.server.metrics import CONTENT_TYPE
 from quire.server.protocol import protocol_class
+from quire.server.pulse import Pulse
 from quire.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from quire.server.service import Service
+    from quire.server.vitals import Vitals
 
 GRACE_SECONDS = 5.0
 CUT_OFF_SECONDS = 2.0
@@ -54,11 +60,16 @@ def serve(settings: ServerSettings) -> int:
     """Serve until told to stop. Returns the exit code; raises QuireError for what ends a start-up."""
     handler = logs.set_up(settings.debug)
     try:
-        with (
-            contextlib.closing(bind(settings)) as listener,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            return runner.run(_Life(settings, listener).run())
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(contextlib.closing(bind(settings)))
+            health_listener = bind_health(settings)
+            life = _Life(settings, listener)
+            if health_listener is not None:
+                stack.enter_context(contextlib.closing(health_listener))
+                stack.enter_context(contextlib.closing(HealthPort(health_listener, life.probe)))
+                logger.info("Health on port %d", health_listener.getsockname()[1])
+            runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+            return runner.run(life.run())
     finally:
         handler.close()
 
@@ -88,6 +99,8 @@ class _Life:
         self.gate = Gate(self.limits, lambda: self.progress.stage)
         self.engine: AsyncEngine | None = None
         self.service: Service | None = None
+        self.vitals: Vitals | None = None
+        self.pulse = Pulse()
         self.worker: TextWorker | None = None
         self.signalled = asyncio.Event()
         self.signal = signal.SIGTERM
@@ -99,6 +112,7 @@ class _Life:
         serving = asyncio.create_task(web.serve(sockets=[self.listener]))
         told = asyncio.create_task(self.signalled.wait())
         loading = asyncio.create_task(self._load())
+        beating = asyncio.create_task(self.pulse.keep_beating())
         busy = None
         try:
             await asyncio.wait({loading, told, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,7 +125,7 @@ class _Life:
             await self._drain()
             return 0
         finally:
-            for task in (loading, told, busy):
+            for task in (loading, told, beating, busy):
                 if task is not None:
                     task.cancel()
             web.should_exit = True
@@ -120,6 +134,19 @@ class _Life:
                 self.worker.close()
             if self.service is not None:
                 self.service.text.close()
+
+    def probe(self, path: str, authorization: bytes | None) -> Answered:
+        """What the health port answers, in its own thread. Raises ApiError."""
+        if path in ("/health", "/livez"):
+            return Answered(encode_json(self.gate.alive() if self.vitals is None else self.vitals.health()))
+        if path not in ("/ready", "/readyz", "/metrics"):
+            raise ApiError("unknown_url", "This port answers to /health, /ready and /metrics.")
+        if self.vitals is None or self.service is None:
+            raise unavailable("model_loading", "The model is still loading.", 2)
+        if path == "/metrics":
+            self.service.keys.identify(authorization)
+            return Answered(self.service.metrics.exposition(), CONTENT_TYPE)
+        return Answered(encode_json(self.vitals.ready()))
 
     def _web_config(self) -> uvicorn.Config:
         return uvicorn.Config(
@@ -173,9 +200,15 @@ class _Life:
         """Let the application answer: with 503 until the engine is ready."""
         self.worker = TextWorker(Load(model.tokenizer.files, model.tokenizer.model_name))
         app = create_app(
-            self.settings, engine, model.tokenizer, defaults=model.defaults, limits=self.limits, worker=self.worker
+            self.settings,
+            engine,
+            model.tokenizer,
+            defaults=model.defaults,
+            limits=self.limits,
+            worker=self.worker,
+            pulse=self.pulse,
         )
-        self.service = app.state.service
+        self.service, self.vitals = app.state.service, app.state.vitals
         self.models = ", ".join(app.state.service.models)
         self.gate.open(app)
 

@@ -20,6 +20,7 @@ from quire.server.generation import Engine
 from quire.server.json_body import parse_object
 from quire.server.limits import Limits
 from quire.server.metrics import EngineView, Metrics
+from quire.server.pulse import Pulse
 from quire.server.request_options import RequestOptions
 from quire.server.sampling import SamplingFields, SamplingRules
 from quire.server.settings import ServerSettings
@@ -50,6 +51,7 @@ class Service:
         limits: Limits,
         clock: Callable[[], float],
         worker: TextWorker | None,
+        pulse: Pulse | None,
     ) -> None:
         self.settings, self.engine, self.limits, self.clock = settings, engine, limits, clock
         self.models = tuple(settings.served_model_name) or (model_name(settings),)
@@ -62,6 +64,8 @@ class Service:
             lambda: engine.restarts,
             lambda: engine.hangs,
             lambda: engine.quarantines,
+            engine.standstill,
+            lambda: 0.0 if pulse is None else pulse.lag(),
         )
         self.metrics = Metrics(settings.metrics_prefix, self.models[0], view, clock)
         self.leaving = False

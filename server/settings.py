@@ -23,6 +23,7 @@ from quire.server.parsing import (
     Names,
     OptionalCount,
     OptionalMilliseconds,
+    OptionalPort,
     Port,
     RootPath,
     Seconds,
@@ -68,6 +69,9 @@ class ServerSettings(BaseModel):
 
     host: Name = _flag(ADDRESS, "HOST", "address to listen on")
     port: Port = _flag(ADDRESS, "PORT", "port to listen on; 0 takes a free one")
+    health_port: OptionalPort = _flag(
+        ADDRESS, "PORT", "also answer /health, /ready and /metrics there, whatever the load"
+    )
     uds: Name | None = _flag(ADDRESS, "PATH", "listen on a Unix socket instead")
     root_path: RootPath = _flag(ADDRESS, "PATH", "prefix that a proxy in front takes off")
     ssl_keyfile: Name | None = _flag(ADDRESS, "FILE", "private key for https")

@@ -336,6 +336,10 @@ class FakeProcess:
         ids = tuple(request_id for request_id, _ in self.engine.sequences)
         return PageSnapshot("idle", self.engine.num_steps, self.engine.num_steps, 0.0, ids)
 
+    def moved_at(self) -> float:
+        """Now."""
+        return time.monotonic()
+
     def dump_stacks(self) -> None:
         """Nothing to show."""
 

@@ -153,6 +153,7 @@ class StubEngine:
         self.state = "ready"
         self.facts: Ready | None = ready()
         self.statistics = Statistics(num_blocks=64)
+        self.hang_limit, self.still = 30.0, 0.0
         self.restarts = self.hangs = self.quarantines = 0
         self.requests: list[GenerateRequest] = []
         """Every request that reached the engine."""
@@ -162,6 +163,9 @@ class StubEngine:
         """When set, deltas after the first wait for it."""
         self.entered = asyncio.Event()
         """Set when a request has begun."""
+
+    def standstill(self) -> float:
+        return self.still
 
     def registered(self) -> int:
         return self.active
