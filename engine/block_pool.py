@@ -188,13 +188,11 @@ class BlockPool:
         found = []
         if len(set(free)) != len(free) or len(free) != self.num_free:
             found.append(f"I1: free list holds {len(free)} entries, {len(set(free))} distinct, counted {self.num_free}")
-        for block_id in range(self.num_blocks):
-            references, pins = self._references[block_id], self._pins[block_id]
-            if references != named[block_id] + pins or pins < (block_id == NULL_BLOCK and self.has_null_block):
-                found.append(
-                    f"I2: block {block_id} has {references} references, {named[block_id]} slots and {pins} pins"
-                )
-        referenced = {block_id for block_id in range(self.num_blocks) if self._references[block_id]}
+        for block_id, (references, pins) in enumerate(zip(self._references, self._pins, strict=True)):
+            slots = named.get(block_id, 0)
+            if references != slots + pins or pins < (block_id == NULL_BLOCK and self.has_null_block):
+                found.append(f"I2: block {block_id} has {references} references, {slots} slots and {pins} pins")
+        referenced = {block_id for block_id, references in enumerate(self._references) if references}
         if referenced & set(free) or len(referenced) + len(set(free)) != self.num_blocks:
             found.append("I1, I3: free list and referenced blocks do not split the pool")
         return found + self._check_index()

@@ -34,10 +34,10 @@ def _places(scheduler: Scheduler) -> list[str]:
     roster = scheduler.roster
     registered = {sequence for group in roster.groups.values() for sequence in group.choices.values()}
     places = {
-        "running": (roster.running, {Status.RUNNING}),
-        "queue": (list(roster.queue), {Status.WAITING, Status.PREEMPTED}),
-        "forks": ([fork for group in roster.groups.values() for fork in group.forks], {Status.WAITING}),
-        "leaving": (roster.leaving, {Status.PREEMPTED, Status.FINISHED}),
+        "running": (roster.running, (Status.RUNNING,)),
+        "queue": (list(roster.queue), (Status.WAITING, Status.PREEMPTED)),
+        "forks": ([fork for group in roster.groups.values() for fork in group.forks], (Status.WAITING,)),
+        "leaving": (roster.leaving, (Status.PREEMPTED, Status.FINISHED)),
     }
     found, seen = [], Counter[Sequence]()
     for name, (sequences, states) in places.items():
@@ -98,6 +98,7 @@ def _rows(scheduler: Scheduler, holders: list[Sequence]) -> list[str]:
         found.append(f"I10: rows are not each free or held once: {rows}")
     found += [f"I6: {claimant} claims a block" for claimant in scheduler.cache.claimants() - set(roster.running)]
     found += [f"I6: {owner} awaits a copy" for owner in set(roster.copies) - set(roster.running)]
+    found += [f"I6: {s} has left, and no step holds it" for s in roster.leaving if not s.num_steps_in_flight]
     return found
 
 

@@ -12,6 +12,7 @@ from quire.engine.messages import Add, OutputRow, StepOutputs, unpack_ids
 from quire.engine.queues import MAX_PREEMPTIONS
 from quire.engine.scheduler import Scheduler
 from quire.engine.sequence import Sequence, Status
+from quire.engine.step import Step
 from quire.simulator.clients import Client
 from quire.simulator.coverage import Coverage
 from quire.simulator.shadow import ShadowRunner, Violation
@@ -69,8 +70,8 @@ class Checks:
         moved = self._runner.num_steps > self._num_steps
         if moved:
             self._check_step()
-        elif self._must_move and self._swarm.num_taken == self._num_taken:
-            raise Violation("I11", f"nothing is scheduled for {self._scheduler.roster.groups}")
+        elif self._must_move and self._scheduler.roster.groups and self._swarm.num_taken == self._num_taken:
+            raise Violation("I11", f"nothing is scheduled for {self._core.request_ids()}")
         if self._oldest is not None:
             oldest, num_preemptions = self._oldest
             if oldest.num_preemptions > num_preemptions:
@@ -138,6 +139,18 @@ class Checks:
         coverage["prefill.parallel"] += partial > 1
         coverage["fork.copied"] += bool(step.block_copies)
         coverage["depth.several"] += len(self._scheduler.flights) > 1
+        self._check_suspects(step)
+
+    def _check_suspects(self, step: Step) -> None:
+        """F07: who may have killed an engine shares no step."""
+        rows = [self._runner.rows.get(work.row) for work in step.work]
+        names = {row.request_id for row in rows if row is not None}
+        for group in [self._scheduler.roster.groups.get(name) for name in sorted(names)]:
+            if group is not None and group.num_alone_tokens:
+                self._coverage["suspect.alone"] += 1
+                too_few = any(s.num_output_tokens < group.num_alone_tokens for s in group.choices.values())
+                if too_few and len(names) > 1:
+                    raise Violation("F07", f"the suspect {group.request_id} shares a step with {sorted(names)}")
 
     def _watch_edges(self) -> None:
         """Count the edges that sequences have gone; I12: nobody is preempted too often."""

@@ -45,7 +45,7 @@ TOKENIZER = cast(Tokenizer, LetterTokenizer())
 
 
 def expected_answer(token_ids: Sequence[int], reason: str, params: SamplingParams) -> tuple[str, int, str]:
-    """Text, number of tokens and finish reason of a whole choice, after stop strings; computed at once, not streamed."""
+    """Text, number of tokens and finish reason of a whole choice, cut at its stop strings all at once."""
     ended_by_token = reason == "stop" and not params.include_stop_str_in_output
     text = "".join([LETTERS[token_id] for token_id in (token_ids[:-1] if ended_by_token else token_ids)])
     floor = max(0, params.min_tokens - 1)

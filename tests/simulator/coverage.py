@@ -9,7 +9,7 @@ from quire.simulator.plan import BUGGIFY, CLIENT_FAULTS, LINK_FAULTS, STEP_FAULT
 EDGES = (
     "waiting>running", "waiting>finished", "running>preempted", "running>finished", "preempted>running",
     "preempted>finished", "leaving.held",
-    "end.stop", "end.length", "end.aborted", "end.error",
+    "end.stop", "end.length", "end.aborted", "end.timeout", "end.error", "suspect.alone",
     "fork.beside", "fork.queued", "fork.copied", "fork.refused",
     "cache.hit", "cache.shadow", "window.slid", "queue.looked_past", "queue.refused",
     "prefill.chunked", "prefill.parallel", "depth.several",

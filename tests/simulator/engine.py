@@ -30,6 +30,7 @@ def scheduler_config(plan: Plan) -> SchedulerConfig:
         max_model_len=plan.max_model_len,
         long_prefill_token_threshold=plan.threshold,
         policy=plan.policy,
+        target_itl=plan.target_itl,
     )
 
 

@@ -33,6 +33,9 @@ class Arrival:
     reads_every: float = 0.0
     """0: at once; `FOREVER`: never."""
     retries: int = 0
+    alone: int = 0
+    """Its engine has died before: it is computed alone until it has so many tokens."""
+    weight: float = 1.0
 
     @property
     def kind(self) -> str:
@@ -100,6 +103,8 @@ def _arrival(plan: Plan, rng: random.Random, now: float, families: list[list[int
         vanishes=on["client.vanish"],
         reads_every=FOREVER if on["client.stalled"] else rng.uniform(1, 20) * seconds if on["client.slow"] else 0.0,
         retries=rng.randint(1, 3) if on["client.retry"] else 0,
+        alone=rng.randint(1, 6) if on["client.suspect"] else 0,
+        weight=rng.choice((1.0, 1.0, 2.0)),
     )
 
 

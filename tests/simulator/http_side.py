@@ -36,7 +36,8 @@ from quire.simulator.swarm import Swarm
 from quire.simulator.timers import Timers
 
 RECONCILE_SECONDS = 5.0
-STALL_SECONDS = 30.0
+STALL_STEPS = 30
+"""How long, in steps of the engine, a reader may read nothing."""
 
 
 class HttpSide:
@@ -81,6 +82,7 @@ class HttpSide:
         request_id = f"r{len(self.clients)}"
         client = self.clients[request_id] = Client(request_id, arrival, plan)
         clock = self._timers.clock
+        deadline = None if arrival.deadline is None else clock + arrival.deadline
         add = Add(
             request_id,
             pack_ids(arrival.prompt),
@@ -88,9 +90,12 @@ class HttpSide:
             priority=arrival.priority,
             salt=arrival.salt,
             key_id=arrival.key_id,
+            weight=arrival.weight,
+            deadline=deadline,
+            alone=arrival.alone,
             explain=Explain(began=clock, cache_report=True) if arrival.explain else None,
         )
-        deadline = None if arrival.deadline is None else clock + arrival.deadline
+        coverage["client.suspect"] += arrival.alone > 0
         coverage["client.too_long"] += len(arrival.prompt) >= plan.max_model_len
         self.handle(Opened(add, client.detokenizers(), deadline))
         if client.outcome is not None:
@@ -100,7 +105,7 @@ class HttpSide:
         self._plan_to(client, arrival.drops_choice_after, self._drop_choice, "client.abort_choice")
         self._plan_to(client, arrival.deadline or FOREVER, self._tick, "client.deadline")
         if arrival.reads_every == FOREVER:
-            self._plan_to(client, STALL_SECONDS, self._cut, "client.stalled")
+            self._plan_to(client, STALL_STEPS * plan.step_seconds, self._cut, "client.stalled")
         elif arrival.reads_every:
             self._plan_to(client, arrival.reads_every, self._read, "client.slow")
 
@@ -122,12 +127,12 @@ class HttpSide:
         """Who reads nothing for too long is cut off."""
         if client.outcome is not None or self.healing:
             return
-        unread = client.unread_since
-        if unread is not None and self._timers.now - unread >= STALL_SECONDS:
+        unread, limit = client.unread_since, STALL_STEPS * self._plan.step_seconds
+        if unread is not None and self._timers.now - unread >= limit:
             self._coverage["client.cut"] += 1
             self._go(client, tells=True)
         else:
-            self._timers.after(STALL_SECONDS, self._cut, client)
+            self._timers.after(limit, self._cut, client)
 
     def _drop_choice(self, client: Client) -> None:
         if client.outcome is None:

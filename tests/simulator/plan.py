@@ -69,6 +69,7 @@ CLIENT_FAULTS = {
     "client.deadline": 0.3,
     "client.retry": 0.8,
     "client.too_long": 0.05,
+    "client.suspect": 0.05,
 }
 """Per request."""
 
@@ -93,6 +94,7 @@ class Plan:
     caching: bool
     hash_bits: int
     groups: tuple[CacheGroup, ...]
+    target_itl: float | None
     max_queued: int
     interval: float
     """Mean time between arrivals, in steps of the engine."""
@@ -121,6 +123,8 @@ def draw(seed: int, depth: int | None = None) -> Plan:
     swarm = rng.random() < 0.9
     rates = {name: rng.uniform(0.1, 1.0) * rate for name, rate in RATES.items() if rng.random() < _SHARE and swarm}
     rates |= {name: rng.uniform(0.1, 1.0) * rate for name, rate in CLIENT_FAULTS.items() if rng.random() < _SHARE}
+    troubled = rng.random() < 0.5
+    rates |= {name: 10 * rate for name, rate in rates.items() if name in WORLD_FAULTS and troubled}
     return Plan(
         seed=seed,
         depth=depth or drawn_depth,
@@ -130,12 +134,13 @@ def draw(seed: int, depth: int | None = None) -> Plan:
         max_num_seqs=rng.choice((1, 2, 3, 6, 8)),
         budget=rng.choice((1, 4, 8, 16, 48)),
         threshold=rng.choice((None, None, 3, 8)),
-        policy=rng.choice(("fcfs", "fcfs", "priority")),
+        policy=rng.choice(("fcfs", "fcfs", "priority", "fair", "fair")),
         caching=rng.random() < 0.85,
         hash_bits=rng.choice((128, 128, 6)),
         groups=groups,
-        max_queued=rng.choice((2, 8, 100)),
-        interval=rng.choice((1.5, 4.0, 8.0, 16.0)),
+        target_itl=rng.choice((None, None, 0.02, 1.0)),
+        max_queued=rng.choice((2, 6, 20)),
+        interval=rng.choice((3.0, 6.0, 12.0, 24.0)),
         step_seconds=rng.choice((0.01, 0.1, 0.7)),
         delay=rng.choice((0.0, 0.5, 3.0)),
         num_families=rng.choice((1, 3, 8)),

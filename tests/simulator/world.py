@@ -169,14 +169,18 @@ class World:
         """The engine is gone, and what was on its way in either direction; some of that had been read before."""
         if engine is None or engine is not self._http.engine or self._http.healing:
             return
+        suspects: tuple[str, ...] = ()
         if self.swarm.chance(0.5):
             self._http.receive(engine)
+        elif engine.scheduler.flights:
+            sequences = engine.scheduler.flights[-1].sequences()
+            suspects = tuple(dict.fromkeys(sequence.group.request_id for sequence in sequences))
         self._http.engine = None
-        self.timers.after(self.timers.steps(2), self._engine_down, self._server)
+        self.timers.after(self.timers.steps(2), self._engine_down, self._server, suspects)
 
-    def _engine_down(self, server: int) -> None:
+    def _engine_down(self, server: int, suspects: tuple[str, ...]) -> None:
         if server == self._server:
-            self._http.handle(EngineDown())
+            self._http.handle(EngineDown(suspects=suspects))
             self.timers.after(self.timers.steps(5), self._engine_up, server)
 
     # --- the engine's turns ---
