@@ -238,8 +238,9 @@ class DeviceRunner:
                 else:
                     launch.failures[number] = row.failure
             if work.prompt_logprobs and eager is not None:
-                begin = eager.query_start[index]
-                launch.prompt_scores.append(PromptScores(work, launch.rows[index], begin, self._vocab_size))
+                scores = PromptScores(work, launch.rows[index], eager.query_start[index], self._vocab_size)
+                if scores.num_rows > 0:
+                    launch.prompt_scores.append(scores)
         if rows:
             launch.sampling = Sampling(rows, sources, self._vocab_size, words, recorded=launch.graph_size is not None)
 

@@ -12,6 +12,7 @@ from typing import Any
 from support.bare_engine import Engine, Setup
 from support.device_stub import StubDevice
 
+from quire.engine.cache_groups import CacheGroup
 from quire.engine.decode_graphs import buckets
 from quire.engine.device_runner import DEPTH, DeviceRunner
 from quire.engine.faults import NO_FAULTS, Faults
@@ -23,10 +24,12 @@ from quire.engine.step import RowWork, Sampled, Step
 class BlockWatch:
     """What happened to blocks, in order: a step is enqueued, completes; a block is written that another step holds.
 
-    A block may be written only by a row that no other row's step in flight reads or writes it through.
+    A block may be written only when no step in flight of another row reads or writes it. A window reads no further
+    back than it is wide.
     """
 
     block_size: int
+    groups: Sequence[CacheGroup]
     order: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     _tables: dict[int, list[list[int]]] = field(default_factory=dict)
@@ -58,8 +61,9 @@ class BlockWatch:
             tables[group] += ids
         owner, held = self._owners[work.row], set()
         first, last = work.start // self.block_size, (work.start + work.num_tokens - 1) // self.block_size
-        for table in tables:
-            held |= {(owner, block) for block in table[: last + 1]}
+        for cache_group, table in zip(self.groups, tables, strict=True):
+            oldest = cache_group.first_block(work.start, self.block_size)
+            held |= {(owner, block) for block in table[oldest : last + 1]}
             for block in table[first : last + 1]:
                 self._check(owner, block, step)
         return held
@@ -82,7 +86,7 @@ class WatchedRunner(DeviceRunner):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.starts: Counter[str] = Counter()
-        self.blocks = BlockWatch(self._state.block_size)
+        self.blocks = BlockWatch(self._state.block_size, self.groups)
 
     def forward(self, step: Step) -> None:
         self.starts.update(new_row.request_id for new_row in step.new_rows)
@@ -98,6 +102,8 @@ class WatchedRunner(DeviceRunner):
 class DeviceEngine(Engine):
     """`Engine` on a stub device; `device` says what it saw."""
 
+    runner: WatchedRunner
+
     def __init__(
         self,
         decoder: Decoder,
@@ -108,8 +114,9 @@ class DeviceEngine(Engine):
         faults: Faults = NO_FAULTS,
         seed: int | None = None,
         graph_sizes: Sequence[int] | None = None,
+        watch: bool = False,
     ) -> None:
-        self.device = StubDevice(None if seed is None else random.Random(seed))
+        self.device = StubDevice(None if seed is None else random.Random(seed), watch)
         sizes = buckets(setup.max_num_seqs) if graph_sizes is None else graph_sizes
         runner = partial(
             WatchedRunner,
@@ -118,3 +125,7 @@ class DeviceEngine(Engine):
             graph_sizes=sizes if graphs else (),
         )
         super().__init__(decoder, setup, faults=faults, runner=runner, depth=depth)
+
+    def num_preempted(self) -> int:
+        """How many requests began more than once."""
+        return sum(count > 1 for count in self.runner.starts.values())

@@ -8,9 +8,10 @@ they had then, so that what a step took from the host's variables is frozen, as 
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,8 +100,10 @@ class _Tape(TorchDispatchMode):
 class StubDevice:
     """Implements `quire.engine.device.Device`."""
 
-    def __init__(self, chooser: random.Random | None = None) -> None:
+    def __init__(self, chooser: random.Random | None = None, watch: bool = True) -> None:
+        """`watch`: whether calls that wait are looked for, which takes most of the time."""
         self.device = torch.device("cpu")
+        self._watch = watch
         self.syncs: list[str] = []
         """What enqueued work did that waits for a GPU."""
         self.num_waits = 0
@@ -109,22 +112,22 @@ class StubDevice:
         self.num_replays = 0
         self._chooser = chooser
         self._queue: deque[Work] = deque()
-        self._num_enqueued = self._num_run = 0
+        self.num_enqueued = self._num_run = 0
 
     def enqueue(self, work: Work) -> None:
         """Keep it for later."""
         self._queue.append(work)
-        self._num_enqueued += 1
+        self.num_enqueued += 1
         while self._queue and self._chooser is not None and self._chooser.random() < 0.3:
             self._run_one()
 
     def mark(self) -> Mark:
         """A number in the order of work."""
-        return _StubMark(self, self._num_enqueued)
+        return StubMark(self, self.num_enqueued)
 
     def capture(self, work: Work) -> Work:
         """A tape."""
-        self.run_through(self._num_enqueued)
+        self.run_through(self.num_enqueued)
         tape = _Tape()
         before = len(self.syncs)
         self._run(work)
@@ -145,7 +148,7 @@ class StubDevice:
     def synchronize(self) -> None:
         """Run everything."""
         self.num_synchronized += 1
-        self.run_through(self._num_enqueued)
+        self.run_through(self.num_enqueued)
 
     def memory(self) -> DeviceMemory:
         """A gibibyte, half of it taken."""
@@ -175,11 +178,17 @@ class StubDevice:
         self._num_run += 1
 
     def _run(self, work: Work) -> None:
-        with torch.inference_mode(), _Calls(self.syncs), _Ops(self.syncs):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if self._watch:
+                stack.enter_context(_Calls(self.syncs))
+                stack.enter_context(_Ops(self.syncs))
             work()
 
 
-class _StubMark:
+class StubMark:
+    """Implements `quire.engine.device.Mark`."""
+
     def __init__(self, device: StubDevice, number: int) -> None:
         self._device, self._number = device, number
 

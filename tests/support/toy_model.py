@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from support.tensor_kernels import TensorKernels
 from torch import Tensor
 
 from quire.engine.models.config import CacheSpec
@@ -15,8 +16,8 @@ TOY_SPEC = CacheSpec(num_kv_heads=1, head_dim=WIDTH, window=None)
 """What its one layer caches."""
 
 
-class ToyKernels:
-    """The one operation that the runner itself calls."""
+class ToyKernels(TensorKernels):
+    """The operations that runners themselves call."""
 
     def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
         """Whole blocks, in both caches."""
