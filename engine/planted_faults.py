@@ -4,7 +4,8 @@
     forward.raise    token    a forward pass over this token id raises
     forward.nan      token    the sequence that computes this token id gets hidden states that are no numbers
     forward.hang     token    a forward pass over this token id never returns
-    forward.kill     token    a forward pass over this token id ends the process at once
+    forward.kill     token    a forward pass over this token id ends the process at once, as from outside
+    forward.crash    token    a forward pass over this token id ends the process, as a fault in native code does
     forward.sleep    seconds  every forward pass takes so much longer
     table.wrong      number   in a step of so many sequences, or more, all read the first block of the first one
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import resource
 import signal
 import threading
 import time
@@ -26,7 +28,16 @@ from torch import Tensor
 from quire.engine.runner_seams import Model
 from quire.kernels.interface import AttentionPlan
 
-NAMES = ("load.raise", "forward.raise", "forward.nan", "forward.hang", "forward.kill", "forward.sleep", "table.wrong")
+NAMES = (
+    "load.raise",
+    "forward.raise",
+    "forward.nan",
+    "forward.hang",
+    "forward.kill",
+    "forward.crash",
+    "forward.sleep",
+    "table.wrong",
+)
 
 
 def plant(model: Model, faults: dict[str, str]) -> Model:
@@ -61,6 +72,9 @@ class FaultyModel:
         sees = {name: bool((input_ids == token).any()) for name, token in self._tokens.items()}
         if sees.get("forward.kill"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if sees.get("forward.crash"):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.kill(os.getpid(), signal.SIGSEGV)
         if sees.get("forward.hang"):
             threading.Event().wait()
         if sees.get("forward.raise"):
