@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from quire.engine.models.config import AttentionSpec, WeightNames
-from quire.engine.models.norm import take_head_norm
+from quire.engine.models.norm import norm_parts, take_head_norm
 from quire.engine.models.rope import NoRope, Rope
 from quire.engine.models.weights import WeightSource, take_linear
 from quire.kernels import AttentionPlan, Kernels
@@ -52,6 +54,21 @@ class Attention:
             transposed=names.transposed,
         )
         self.scale = spec.head_dim**-0.5
+
+    def parts(self) -> dict[str, Any]:
+        """Its part of `LayerParts`."""
+        spec = self.spec
+        return {
+            "qkv": self.qkv,
+            "head_norm": None if self.head_norm is None else norm_parts(self.head_norm),
+            "cos_sin": self.rope.table if isinstance(self.rope, Rope) else None,
+            "heads": spec.num_heads,
+            "kv_heads": spec.num_kv_heads,
+            "head_dim": spec.head_dim,
+            "window": spec.window,
+            "scale": self.scale,
+            "out": self.out,
+        }
 
     def __call__(self, x: Tensor, positions: Tensor, plan: AttentionPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]; the keys and values of these tokens are written to the caches first."""

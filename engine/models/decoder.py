@@ -12,10 +12,11 @@ from torch import Tensor
 from quire.engine.models.attention import Attention
 from quire.engine.models.config import CacheSpec, LayerSpec, ModelConfig, RopeSpec, WeightNames
 from quire.engine.models.feed_forward import take_feed_forward
-from quire.engine.models.norm import take_norm
+from quire.engine.models.norm import norm_parts, take_norm
 from quire.engine.models.rope import NoRope, Rope, rope_table
 from quire.engine.models.weights import WeightSource, take_linear
 from quire.kernels import AttentionPlan, Kernels
+from quire.kernels.layer import ComputesLayers, LayerParts
 
 
 class Block:
@@ -35,9 +36,21 @@ class Block:
         self.mixer = Attention(spec.attention, hidden_size, names, prefix, rope, kernels, weights)
         self.feed_forward_norm = take_norm(spec.norm, hidden_size, prefix + names.feed_forward_norm, kernels, weights)
         self.feed_forward = take_feed_forward(spec.feed_forward, hidden_size, names, prefix, kernels, weights)
+        self._whole = kernels.layer(self._parts()) if isinstance(kernels, ComputesLayers) else None
+
+    def _parts(self) -> LayerParts:
+        """What the layer is made of."""
+        return LayerParts(
+            norm=norm_parts(self.mixer_norm),
+            feed_forward_norm=norm_parts(self.feed_forward_norm),
+            **self.mixer.parts(),
+            **self.feed_forward.parts(),
+        )
 
     def __call__(self, x: Tensor, positions: Tensor, plan: AttentionPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
+        if self._whole is not None:
+            return self._whole(x, positions, plan, k_cache, v_cache)
         x = x + self.mixer(self.mixer_norm(x), positions, plan, k_cache, v_cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 

@@ -17,6 +17,9 @@ class FeedForward(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """The new part of the residual stream."""
 
+    def parts(self) -> dict[str, Any]:
+        """Its part of `LayerParts`."""
+
 
 class GatedFeedForward:
     """down(act(gate(x)) * up(x)) (Shazeer, 2020); gate and up are one matmul."""
@@ -29,6 +32,10 @@ class GatedFeedForward:
         gate, up = self.kernels.linear(x, self.gate_up).chunk(2, dim=-1)
         return self.kernels.linear(self.kernels.gated_activation(gate, up, self.activation), self.down)
 
+    def parts(self) -> dict[str, Any]:
+        """Its part of `LayerParts`."""
+        return {"up": self.gate_up, "is_gated": True, "activation": self.activation, "down": self.down}
+
 
 class PlainFeedForward:
     """down(act(up(x)))."""
@@ -40,6 +47,10 @@ class PlainFeedForward:
         """x [T, hidden] -> [T, hidden]."""
         inner = self.kernels.activation(self.kernels.linear(x, self.up), self.activation)
         return self.kernels.linear(inner, self.down)
+
+    def parts(self) -> dict[str, Any]:
+        """Its part of `LayerParts`."""
+        return {"up": self.up, "is_gated": False, "activation": self.activation, "down": self.down}
 
 
 def take_feed_forward(

@@ -9,6 +9,7 @@ from torch import Tensor
 from quire.engine.models.config import NormSpec
 from quire.engine.models.weights import WeightSource
 from quire.kernels import Kernels
+from quire.kernels.layer import NormParts
 
 
 class Norm(Protocol):
@@ -43,6 +44,14 @@ class LayerNorm:
 def unchanged(x: Tensor) -> Tensor:
     """No norm."""
     return x
+
+
+def norm_parts(norm: Norm) -> NormParts:
+    """As a backend that computes whole layers takes it."""
+    if isinstance(norm, LayerNorm):
+        return NormParts(norm.weight, norm.eps, norm.bias, is_layer_norm=True)
+    assert isinstance(norm, RMSNorm), "every layer has its norms"
+    return NormParts(norm.weight, norm.eps)
 
 
 def take_norm(spec: NormSpec | None, size: int, name: str, kernels: Kernels, weights: WeightSource) -> Norm:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quire.kernels.cpu.layer import Layers
 from quire.kernels.cpu.layout import PRECISE
 from quire.kernels.cpu.library import Library
 from quire.kernels.cpu.linear import Linear, PackedLinear
@@ -30,6 +31,7 @@ class CompiledKernels:
         self.embedding = self._linear.rows
         self.rms_norm, self.layer_norm = self._pointwise.rms_norm, self._pointwise.layer_norm
         self.write_kv = self._attention.write
+        self.layer = Layers(library).make
         self.sampling = Sampling(library)
 
     def set_threads(self, threads: int) -> None:

@@ -15,6 +15,7 @@ BLOCK = 64
 """Outputs that are packed together."""
 SLAB_BYTES = 8 << 20
 """How much of a weight is converted at a time."""
+HUGE_PAGE = 2 << 20
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """What is handed over to be packed; float32 for the others."""
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4, "int8-w8a8": 5}
@@ -53,7 +54,7 @@ class Linear:
         self._bytes: Callable[[int, int, int], int] = library.function("linear_bytes", (kind, size, size), size)
         self._huge_pages = library.function("linear_huge_pages", (address, size))
         self._pack = library.function("linear_pack", (kind, address, size, size, address, size))
-        self._linear = library.function("linear", (kind, address, size, size, address, address, address, size))
+        self._linear = library.function("linear", (kind, address, size, size, address, address, address, size), kind)
         self._rows = library.function("linear_rows", (kind, address, size, address, size, address))
 
     @property
@@ -74,7 +75,7 @@ class Linear:
             raise ValueError(f"no linear layer in {precision} on {self.library.isa}; there are: {known}")
         kind = KINDS[precision]
         out_features, in_features = weight.shape
-        data = torch.empty(self._bytes(kind, out_features, in_features), dtype=torch.uint8)
+        data = _on_a_huge_page(self._bytes(kind, out_features, in_features))
         self._huge_pages(data.data_ptr(), data.nbytes)
         slab = max(1, SLAB_BYTES // (4 * in_features * BLOCK)) * BLOCK
         for start in range(0, out_features, slab):
@@ -92,7 +93,7 @@ class Linear:
             x = x.contiguous()
         num_rows, bias = x.shape[0], packed.padded_bias
         y = torch.empty((num_rows, packed.out_features))
-        self._linear(
+        failed = self._linear(
             KINDS[packed.precision],
             x.data_ptr(),
             num_rows,
@@ -102,6 +103,8 @@ class Linear:
             y.data_ptr(),
             packed.out_features,
         )
+        if failed:
+            raise MemoryError(f"no memory for a linear layer of {num_rows} rows")
         return y
 
     def rows(self, token_ids: Tensor, packed: PackedLinear) -> Tensor:
@@ -117,3 +120,12 @@ class Linear:
             out.data_ptr(),
         )
         return out
+
+
+def _on_a_huge_page(num_bytes: int) -> Tensor:
+    """uint8 [num_bytes], untouched, from a border of huge pages on where it is larger than one: no end is left over."""
+    if num_bytes < HUGE_PAGE:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+    room = torch.empty(num_bytes + HUGE_PAGE, dtype=torch.uint8)
+    start = -room.data_ptr() % HUGE_PAGE
+    return room[start : start + num_bytes]

@@ -31,7 +31,8 @@ class _Derived:
     slots: int
 
 
-def _derived_of(plan: AttentionPlan) -> _Derived:
+def derived_of(plan: AttentionPlan) -> _Derived:
+    """Of this plan; made once."""
     derived: _Derived | None = plan.derived.get(_Derived)
     if derived is None:
         starts = plan.query_start_loc.to(torch.int32).contiguous()
@@ -61,7 +62,7 @@ class PagedAttention:
     def write(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> None:
         """Put float32 key, value [T, kv_heads, D] (rows and heads at any stride) into the slots of the plan."""
         tokens, kv_heads, dim = key.shape
-        _check(k_cache, v_cache, dim)
+        check_caches(k_cache, v_cache, dim)
         key, value = _with_dense_heads(key), _with_dense_heads(value)
         self._write(
             key.data_ptr(),
@@ -72,7 +73,7 @@ class PagedAttention:
             value.stride(1),
             k_cache.data_ptr(),
             v_cache.data_ptr(),
-            _derived_of(plan).slots,
+            derived_of(plan).slots,
             tokens,
             kv_heads,
             k_cache.shape[2],
@@ -94,7 +95,7 @@ class PagedAttention:
     ) -> Tensor:
         """Causal attention of float32 query [T, heads, D] -> float32 [T, heads, D], as `Kernels.paged_attention`."""
         tokens, heads, dim = query.shape
-        _check(k_cache, v_cache, dim)
+        check_caches(k_cache, v_cache, dim)
         query = _with_dense_heads(query)
         if sinks is not None:
             sinks = sinks.float().contiguous()
@@ -107,7 +108,7 @@ class PagedAttention:
             v_cache.data_ptr(),
             output.data_ptr(),
             None if sinks is None else sinks.data_ptr(),
-            *_derived_of(plan).index,
+            *derived_of(plan).index,
             heads,
             k_cache.shape[1],
             dim,
@@ -128,7 +129,7 @@ def _with_dense_heads(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _check(k_cache: Tensor, v_cache: Tensor, dim: int) -> None:
+def check_caches(k_cache: Tensor, v_cache: Tensor, dim: int) -> None:
     """The kernels read by address: refuse what they would misread."""
     row = dim + SCALE_BYTES if k_cache.dtype == torch.int8 else dim
     if k_cache.dtype not in KINDS or k_cache.shape[3] != row or v_cache.shape != k_cache.shape:

@@ -15,7 +15,7 @@ from torch import Tensor
 from quire.kernels.cpu.library import Library
 from quire.kernels.interface import Activation
 
-_KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """As `native/activation.c` numbers them."""
 _FLOAT = torch.float32
 
@@ -120,7 +120,7 @@ class Pointwise:
         size = gate.shape[-1]
         out = _empty(gate)
         self._activation(
-            _KINDS[kind],
+            KINDS[kind],
             gate.data_ptr(),
             gate_stride,
             up.data_ptr(),
@@ -136,7 +136,7 @@ class Pointwise:
         x, stride = _rows(x)
         size = x.shape[-1]
         out = _empty(x)
-        self._activation(_KINDS[kind], x.data_ptr(), stride, None, 0, out.data_ptr(), x.numel() // size, size)
+        self._activation(KINDS[kind], x.data_ptr(), stride, None, 0, out.data_ptr(), x.numel() // size, size)
         return out
 
 

@@ -313,6 +313,23 @@ def test_no_rows(paged: PagedAttention) -> None:
     assert paged.apply(empty, problem.k_cache, problem.v_cache, plan, scale=1.0).shape == (0, 4, 64)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_later_token_that_is_no_number_reaches_nobody_before_it(
+    bad: float, window: int | None, paged: PagedAttention
+) -> None:
+    """It lies in their tile with the weight 0, which times NaN would be NaN."""
+    query, key, value = random_tensors(100, 4, 2, 48)
+    expected = run(paged, (query, key, value), [100], window=window)
+    value = value.clone()
+    value[70] = bad
+    found = run(paged, (query, key, value), [100], window=window)
+    sees = slice(70, 100 if window is None else 90)
+    assert not torch.isfinite(found[sees]).any()
+    assert torch.equal(found[:70], expected[:70])
+    assert torch.equal(found[sees.stop :], expected[sees.stop :])
+
+
 def test_block_ids_are_wide(paged: PagedAttention) -> None:
     """A block whose slots lie beyond 2^31 elements; the cache is a mapping of which few pages are touched."""
     dim, size, blocks = 256, 128, 70_000  # 70,000 * 128 * 256 = 2.3e9 elements

@@ -4,6 +4,7 @@
    cancellation. Where e^(-x) overflows, the quotient is -0, as it should be. */
 
 #include "elementary.h"
+#include "parts.h"
 
 enum kind { SILU, GELU, GELU_TANH, RELU };
 
@@ -36,18 +37,19 @@ INLINE void activate_row(const float *gate, const float *up, float *out, int64_t
     }
 }
 
+void FN(activate_row)(int kind, const float *gate, const float *up, float *out, int64_t size) {
+    switch (kind) {
+        case SILU: activate_row(gate, up, out, size, SILU); break;
+        case GELU: activate_row(gate, up, out, size, GELU); break;
+        case GELU_TANH: activate_row(gate, up, out, size, GELU_TANH); break;
+        default: activate_row(gate, up, out, size, RELU);
+    }
+}
+
 /* out [rows, size] = act(gate) * up; rows of gate and up have strides; up may be NULL: act(gate). */
 EXPORT void FN(activation)(int kind, const float *gate, int64_t gate_stride, const float *up, int64_t up_stride,
                            float *out, int64_t rows, int64_t size) {
 #pragma omp parallel for schedule(static) if (rows * size > 1 << 14)
-    for (int64_t row = 0; row < rows; row++) {
-        const float *g = gate + row * gate_stride, *u = up ? up + row * up_stride : up;
-        float *to = out + row * size;
-        switch (kind) {
-            case SILU: activate_row(g, u, to, size, SILU); break;
-            case GELU: activate_row(g, u, to, size, GELU); break;
-            case GELU_TANH: activate_row(g, u, to, size, GELU_TANH); break;
-            default: activate_row(g, u, to, size, RELU);
-        }
-    }
+    for (int64_t row = 0; row < rows; row++)
+        FN(activate_row)(kind, gate + row * gate_stride, up ? up + row * up_stride : up, out + row * size, size);
 }

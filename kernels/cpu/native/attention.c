@@ -13,8 +13,7 @@
    weight 0, which adds exactly nothing; so neither do the rows beside it change bits, nor where tiles are skipped.
    Online softmax: Milakov & Gimelshein, 2018; chunks of one sequence side by side: Flash-Decoding (Dao et al., 2023). */
 
-#include <omp.h>
-
+#include "attention_few.h"
 #include "attention_product.h"
 #include "attention_work.h"
 #include "kv.h"
@@ -29,25 +28,25 @@
 #define NOTHING (-3.0e38f)
 
 /* The first query's position; query token i of the item is at this + i. */
-INLINE int64_t position_of(const Attention *p, const Item *item) {
+INLINE int64_t position_of(const attention_t *p, const item_t *item) {
     const int64_t tokens = p->starts[item->sequence + 1] - p->starts[item->sequence];
     return p->lens[item->sequence] - tokens + item->first;
 }
 
 /* Keys that the query at `position` sees are lowest .. position. */
-INLINE int64_t lowest_of(const Attention *p, int64_t position) {
+INLINE int64_t lowest_of(const attention_t *p, int64_t position) {
     return p->window > 0 ? larger(0, position - p->window + 1) : 0;
 }
 
 /* The keys of the tile at `base` that rows row .. last see between them. */
-INLINE void visible(const Attention *p, const Work *w, int64_t base, int64_t row, int64_t last, int *low, int *high) {
+INLINE void visible(const attention_t *p, const Work *w, int64_t base, int64_t row, int64_t last, int *low, int *high) {
     *low = (int)larger(0, lowest_of(p, w->position[row]) - base);
     *high = (int)smaller(TILE, w->position[last] + 1 - base);
 }
 
 /* Scores of a tile's keys that some row sees, in the units of the query: their sums over the features begin .. begin +
    depth - 1, which are what `keys` has, after those over the features before. */
-static void multiply(const Attention *p, const Work *w, int64_t base, int64_t first, int64_t end, int64_t begin,
+static void multiply(const attention_t *p, const Work *w, int64_t base, int64_t first, int64_t end, int64_t begin,
                      int64_t depth) {
     for (int panel = 0; panel < TILE; panel += PANEL)
         for (int64_t row = first; row < end; row += ROWS) {
@@ -56,15 +55,15 @@ static void multiply(const Attention *p, const Work *w, int64_t base, int64_t fi
             visible(p, w, base, row, row + rows - 1, &low, &high);
             if (high <= panel || low >= panel + PANEL) continue;
             product(rows, (int)((smaller(PANEL, high - panel) + VL - 1) / VL), begin == 0, NULL,
-                    w->query + row * p->dim + begin, p->dim, w->keys + panel * depth, depth,
+                    w->query + row * p->cache.dim + begin, p->cache.dim, w->keys + panel * depth, depth,
                     w->scores + row * TILE + panel, TILE);
         }
 }
 
 /* scores [rows][64]: capped, in units of log2, -inf where a row does not see the key; tile_top [rows]. */
-static void score(const Attention *p, const Work *w, int64_t base, int64_t begin, int64_t end) {
+static void score(const attention_t *p, const Work *w, int64_t base, int64_t begin, int64_t end) {
     const vf cap = vset(p->softcap * LOG2_E);
-    const int is_int8 = p->kind == KV_INT8, is_capped = p->softcap > 0;
+    const int is_int8 = p->cache.kind == KV_INT8, is_capped = p->softcap > 0;
     for (int64_t row = begin; row < end; row++) {
         float *scores = w->scores + row * TILE;
         int low, high;
@@ -110,13 +109,29 @@ static void weigh(const Work *w, int64_t begin, int64_t end, int64_t rows) {
         vstore(w->chunk.norm + row, vfma(vload(w->chunk.norm + row), vload(w->rescale + row), vload(w->tile_norm + row)));
 }
 
-/* The chunk's sums go on by the values first .. end - 1 of a tile, which are what `values` has. */
-static void add_values(const Attention *p, const Work *w, int64_t base, int64_t begin, int64_t end, int first, int last,
-                       int is_first) {
-    const int64_t width = round_up(p->dim, VL);
+/* Whether some row does not see a value first .. last - 1 that is no number: times its weight, 0, it would be none. */
+static int hides_no_number(const attention_t *p, const Work *w, int64_t base, int64_t begin, int64_t end, int first,
+                           int last) {
+    int low, high;
+    visible(p, w, base, begin, begin, &low, &high);
+    if (high >= last) visible(p, w, base, end - 1, end - 1, &low, &high);
+    if (low <= first && high >= last) return 0;
+    const int64_t width = round_up(p->cache.dim, VL);
+    vf nothing = vzero();
     for (int64_t panel = 0; panel < width; panel += PANEL)
-        for (int64_t row = begin; row < end; row += ROWS) {
-            const int rows = (int)smaller(ROWS, end - row);
+        for (int key = 0; key < last - first; key++)
+            for (int64_t i = 0; i < smaller(PANEL, width - panel); i += VL)
+                nothing = vfma(vload(w->values + panel * TILE + key * PANEL + i), vzero(), nothing);
+    return vsum(nothing) != 0.0f;
+}
+
+/* The chunk's sums go on by the values first .. end - 1 of a tile, which are what `values` has. */
+static void add_values(const attention_t *p, const Work *w, int64_t base, int64_t begin, int64_t end, int first, int last,
+                       int is_first) {
+    const int64_t width = round_up(p->cache.dim, VL), together = hides_no_number(p, w, base, begin, end, first, last) ? 1 : ROWS;
+    for (int64_t panel = 0; panel < width; panel += PANEL)
+        for (int64_t row = begin; row < end; row += together) {
+            const int rows = (int)smaller(together, end - row);
             int low, high;
             visible(p, w, base, row, row + rows - 1, &low, &high);
             low = low > first ? low : first, high = high < last ? high : last;
@@ -145,8 +160,8 @@ static void merge(State state, State chunk, int64_t rows, int64_t width) {
 }
 
 /* sums / norm into the answer. A sink is one more weight in the norm. */
-static void finish(const Attention *p, const Item *item, State state) {
-    const int64_t group = p->heads / p->kv_heads, dim = p->dim, width = round_up(dim, VL);
+static void finish(const attention_t *p, const item_t *item, State state) {
+    const int64_t group = p->heads / p->cache.kv_heads, dim = p->cache.dim, width = round_up(dim, VL);
     int64_t row = 0;
     for (int64_t token = 0; token < item->tokens; token++)
         for (int64_t head = item->kv_head * group; head < (item->kv_head + 1) * group; head++, row++) {
@@ -172,8 +187,8 @@ static void empty(State state, int64_t rows, int64_t width) {
 }
 
 /* The item's rows of the query, scaled so that scores come in units of log2 (capped ones: of the cap). */
-static void load_query(const Attention *p, const Item *item, const Work *w) {
-    const int64_t group = p->heads / p->kv_heads, dim = p->dim, position = position_of(p, item);
+static void load_query(const attention_t *p, const item_t *item, const Work *w) {
+    const int64_t group = p->heads / p->cache.kv_heads, dim = p->cache.dim, position = position_of(p, item);
     const vf factor = vset(p->softcap > 0 ? p->scale / p->softcap : p->scale * LOG2_E);
     float *to = w->query;
     int64_t row = 0;
@@ -195,48 +210,56 @@ typedef struct {
     int first, end;
 } Rows;
 
-static void find_rows(const Attention *p, const Item *item, int64_t tile, Rows *rows) {
+static void find_rows(const attention_t *p, const item_t *item, int64_t tile, Rows *rows) {
     const int64_t position = position_of(p, item), base = tile * TILE;
     const int64_t first = larger(base, lowest_of(p, position)), end = smaller(base + TILE, position + item->tokens);
-    const int64_t bytes = kv_row_bytes((int)p->kind, p->dim);
+    const int64_t bytes = kv_row_bytes((int)p->cache.kind, p->cache.dim);
     const int32_t *table = p->tables + item->sequence * p->table_stride;
     rows->base = base, rows->first = (int)(first - base), rows->end = (int)(end - base);
-    kv_rows(p->k_cache, table, p->block_size, p->kv_heads, item->kv_head, bytes, base, first, end, rows->keys);
-    kv_rows(p->v_cache, table, p->block_size, p->kv_heads, item->kv_head, bytes, base, first, end, rows->values);
+    kv_rows(p->cache.keys, table, p->cache.block_size, p->cache.kv_heads, item->kv_head, bytes, base, first, end, rows->keys);
+    kv_rows(p->cache.values, table, p->cache.block_size, p->cache.kv_heads, item->kv_head, bytes, base, first, end, rows->values);
     for (int i = 0; i < TILE; i++)
         if (i < rows->first || i >= rows->end)
             rows->keys[i] = rows->keys[rows->first], rows->values[i] = rows->values[rows->first];
 }
 
 /* The scores of a tile for the rows begin .. end - 1; its values are fetched meanwhile. */
-static void bring_scores(const Attention *p, const Work *w, const Rows *tile, int64_t begin, int64_t end) {
-    const int64_t slice = end - begin > ROWS ? p->dim : SLICE_BYTES / kv_value_bytes((int)p->kind);
-    for (int64_t at = 0; at < p->dim; at += slice) {
-        const int64_t depth = smaller(slice, p->dim - at);
-        kv_keys((int)p->kind, tile->keys, tile->values, tile->first, tile->end, at, depth, w->keys);
+static void bring_scores(const attention_t *p, const Work *w, const Rows *tile, int64_t begin, int64_t end) {
+    const int64_t slice = end - begin > ROWS ? p->cache.dim : SLICE_BYTES / kv_value_bytes((int)p->cache.kind);
+    if (w->is_few)
+        few_scores((int)p->cache.kind, end, tile->keys, tile->values, tile->first, tile->end, p->cache.dim, w->query, w->scores);
+    for (int64_t at = 0; !w->is_few && at < p->cache.dim; at += slice) {
+        const int64_t depth = smaller(slice, p->cache.dim - at);
+        kv_keys((int)p->cache.kind, tile->keys, tile->values, tile->first, tile->end, at, depth, w->keys);
         multiply(p, w, tile->base, begin, end, at, depth);
     }
-    if (p->kind == KV_INT8)
-        for (int i = tile->first; i < tile->end; i++) w->scales[i] = kv_scale(tile->keys[i], p->dim);
+    if (p->cache.kind == KV_INT8)
+        for (int i = tile->first; i < tile->end; i++) w->scales[i] = kv_scale(tile->keys[i], p->cache.dim);
     score(p, w, tile->base, begin, end);
 }
 
 /* The weights' sums over a tile's values; what comes `ahead`, if anything, is fetched meanwhile. */
-static void bring_sums(const Attention *p, const Work *w, const Rows *tile, const char *const *ahead, int64_t begin,
+static void bring_sums(const attention_t *p, const Work *w, const Rows *tile, const char *const *ahead, int64_t begin,
                        int64_t end) {
     const int slice = end - begin > ROWS ? TILE : SLICE_KEYS;
+    if (w->is_few) {
+        few_sums((int)p->cache.kind, end, tile->values, ahead, tile->first, tile->end, p->cache.dim, w->scores, w->rescale,
+                 w->chunk.sums);
+        return;
+    }
     for (int first = tile->first; first < tile->end; first += slice) {
         const int last = (int)smaller(first + slice, tile->end);
-        kv_values((int)p->kind, tile->values, ahead, first, last, p->dim, w->values);
+        kv_values((int)p->cache.kind, tile->values, ahead, first, last, p->cache.dim, w->values);
         add_values(p, w, tile->base, begin, end, first, last, first == tile->first);
     }
 }
 
-static void attend(const Attention *p, const Item *item, Work *w, float *parts, int64_t part_rows) {
-    const int64_t group = p->heads / p->kv_heads, rows = item->tokens * group, width = round_up(p->dim, VL);
+static void attend(const attention_t *p, const item_t *item, Work *w, float *parts, int64_t part_rows) {
+    const int64_t group = p->heads / p->cache.kv_heads, rows = item->tokens * group, width = round_up(p->cache.dim, VL);
     const int64_t position = position_of(p, item);
     Rows both[2], *now = &both[0], *next = &both[1];
     int64_t chunks = 0;
+    w->is_few = is_few(p, rows, item->tokens);
     load_query(p, item, w);
     find_rows(p, item, item->tile, now);
     for (int64_t tile = item->tile; tile < item->tile_end; tile++) {
@@ -271,15 +294,15 @@ static void attend(const Attention *p, const Item *item, Work *w, float *parts, 
 
 /* The step's work items: query tokens in pieces of at most MAX_ROWS rows, long rows of keys in pieces of whole chunks.
    With `items` NULL only counts, and adds up the cost. Returns their number; *parts: partial results in all. */
-static int64_t cut(const Attention *p, Item *items, int64_t limit, int64_t *cost, int64_t *parts) {
-    const int64_t group = p->heads / p->kv_heads, piece = larger(1, MAX_ROWS / group), per_chunk = CHUNK / TILE;
+static int64_t cut(const attention_t *p, item_t *items, int64_t limit, int64_t *cost, int64_t *parts) {
+    const int64_t group = p->heads / p->cache.kv_heads, piece = larger(1, MAX_ROWS / group), per_chunk = CHUNK / TILE;
     int64_t count = 0;
     *cost = 0, *parts = 0;
     for (int64_t s = 0; s < p->sequences; s++) {
         const int64_t tokens = p->starts[s + 1] - p->starts[s], pieces = (tokens + piece - 1) / piece;
         for (int64_t n = pieces - 1; n >= 0; n--)
-            for (int64_t head = 0; head < p->kv_heads; head++) {
-                Item item = {.sequence = s, .kv_head = head, .first = n * piece, .part = -1};
+            for (int64_t head = 0; head < p->cache.kv_heads; head++) {
+                item_t item = {.sequence = s, .kv_head = head, .first = n * piece, .part = -1};
                 item.tokens = smaller(piece, tokens - item.first);
                 const int64_t position = position_of(p, &item), low = lowest_of(p, position) / TILE;
                 const int64_t high = (position + item.tokens - 1) / TILE + 1;
@@ -303,53 +326,54 @@ static int64_t cut(const Attention *p, Item *items, int64_t limit, int64_t *cost
     return count;
 }
 
-/* query [tokens, heads, dim] at these strides -> out [tokens, heads, dim]; see `Attention`. Returns 0, or 1: no memory. */
-EXPORT int FN(paged_attention)(const float *query, int64_t query_stride, int64_t query_head_stride, const char *k_cache,
-                               const char *v_cache, float *out, const float *sinks, const int32_t *starts,
+int FN(attention_plan)(const attention_t *p, int threads, attention_plan_t *plan) {
+    const int64_t group = p->heads / p->cache.kv_heads, width = round_up(p->cache.dim, VL);
+    int64_t cost, rows = 0;
+    plan->count = cut(p, NULL, 0, &cost, &plan->parts);
+    const int64_t limit = threads > 1 ? larger(1, cost / (4 * threads)) : 0;
+    if (limit > 0) plan->count = cut(p, NULL, limit, &cost, &plan->parts);
+    for (int64_t s = 0; s < p->sequences; s++) rows = larger(rows, p->starts[s + 1] - p->starts[s]);
+    plan->rows = smaller(rows, larger(1, MAX_ROWS / group)) * group;
+    plan->items = quire_scratch(ATTENTION_ITEMS, sizeof(item_t) * (size_t)larger(1, plan->count));
+    const int64_t floats = plan->parts * (2 * round_up(plan->rows, 16) + plan->rows * width);
+    plan->partials = quire_scratch(ATTENTION_PARTS, 4 * (size_t)larger(1, floats));
+    if (plan->items == NULL || plan->partials == NULL) return 1;
+    cut(p, plan->items, limit, &cost, &plan->parts);
+    return 0;
+}
+
+int FN(attention_part)(const crew_t *crew, const attention_t *p, const attention_plan_t *plan) {
+    const int64_t group = p->heads / p->cache.kv_heads, width = round_up(p->cache.dim, VL), rows = plan->rows;
+    Work work;
+    float *memory = quire_scratch(ATTENTION_WORK, 4 * (size_t)lay_out(&work, NULL, rows, p->cache.dim));
+    for (int64_t i; memory != NULL && (i = take_piece(crew)) < plan->count;) {
+        lay_out(&work, memory, rows, p->cache.dim);
+        attend(p, &plan->items[i], &work, plan->partials, rows);
+    }
+    if (plan->parts == 0) return memory == NULL;
+    meet(crew);
+    for (int64_t i; (i = take_piece(crew)) < plan->count;) {
+        const item_t *item = &plan->items[i];
+        if (item->parts == 0) continue;
+        State state = partial(plan->partials, item->part, rows, width);
+        for (int64_t part = 1; part < item->parts; part++)
+            merge(state, partial(plan->partials, item->part + part, rows, width), item->tokens * group, width);
+        finish(p, item, state);
+    }
+    return memory == NULL;
+}
+
+/* query [tokens, heads, dim] at these strides -> out [tokens, heads, dim]; see attention_t. Returns 0, or 1: no memory. */
+EXPORT int FN(paged_attention)(const float *query, int64_t query_stride, int64_t query_head_stride, char *k_cache,
+                               char *v_cache, float *out, const float *sinks, const int32_t *starts,
                                const int32_t *lens, const int32_t *tables, int64_t table_stride, int64_t sequences,
                                int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size, int64_t kind,
                                int64_t window, float scale, float softcap) {
-    const Attention problem = {query, query_stride, query_head_stride, k_cache, v_cache, out, sinks, starts, lens,
-                               tables, table_stride, sequences, heads, kv_heads, dim, block_size, kind, window,
-                               scale, softcap};
-    const Attention *p = &problem;
-    const int64_t group = heads / kv_heads, width = round_up(dim, VL);
-    const int threads = omp_get_max_threads();
-    int64_t cost, parts, rows = 0;
-    int64_t count = cut(p, NULL, 0, &cost, &parts);
-    const int64_t limit = threads > 1 ? larger(1, cost / (4 * threads)) : 0;
-    if (limit > 0) count = cut(p, NULL, limit, &cost, &parts);
-    for (int64_t s = 0; s < sequences; s++) rows = larger(rows, starts[s + 1] - starts[s]);
-    rows = smaller(rows, larger(1, MAX_ROWS / group)) * group;
-    Item *items = malloc(sizeof(Item) * (size_t)larger(1, count));
-    float *partials = NULL;
-    if (parts > 0) partials = malloc(4 * (size_t)(parts * (2 * round_up(rows, 16) + rows * width)));
-    int failed = items == NULL || (parts > 0 && partials == NULL);
-    if (!failed) {
-        cut(p, items, limit, &cost, &parts);
-#pragma omp parallel for schedule(dynamic) if (count > 1) reduction(| : failed)
-        for (int64_t i = 0; i < count; i++) {
-            Work work;
-            float *memory = scratch(4 * (size_t)lay_out(&work, NULL, rows, dim));
-            if (memory == NULL) {
-                failed |= 1;
-                continue;
-            }
-            lay_out(&work, memory, rows, dim);
-            attend(p, &items[i], &work, partials, rows);
-        }
-    }
-    if (!failed && parts > 0) {
-#pragma omp parallel for schedule(dynamic)
-        for (int64_t i = 0; i < count; i++) {
-            if (items[i].parts == 0) continue;
-            State state = partial(partials, items[i].part, rows, width);
-            for (int64_t part = 1; part < items[i].parts; part++)
-                merge(state, partial(partials, items[i].part + part, rows, width), items[i].tokens * group, width);
-            finish(p, &items[i], state);
-        }
-    }
-    free(partials);
-    free(items);
+    const attention_t p = {query, query_stride, query_head_stride, {k_cache, v_cache, kv_heads, block_size, dim, kind},
+                           out, sinks, starts, lens, tables, table_stride, sequences, heads, window, scale, softcap};
+    attention_plan_t plan;
+    int failed = FN(attention_plan)(&p, omp_get_max_threads(), &plan);
+    if (failed) return 1;
+    AS_CREW(plan.count > 1, if (FN(attention_part)(&crew, &p, &plan)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED));
     return failed;
 }

@@ -4,30 +4,18 @@
 #define QUIRE_ATTENTION_WORK_H
 
 #include "kv.h"
+#include "parts.h"
 
 INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* One step's attention. See kernels/interface.py for the meaning of the tensors. */
-typedef struct {
-    const float *query;
-    int64_t query_stride, query_head_stride;
-    const char *k_cache, *v_cache;
-    float *out;
-    const float *sinks; /* [heads] or NULL */
-    const int32_t *starts, *lens, *tables;
-    int64_t table_stride, sequences, heads, kv_heads, dim, block_size, kind;
-    int64_t window; /* 0: none */
-    float scale, softcap; /* softcap 0: none */
-} Attention;
-
 /* Query tokens first .. first + tokens - 1 of a sequence's new ones, one kv head, tiles tile .. tile_end - 1. */
-typedef struct {
+typedef struct item {
     int64_t sequence, kv_head, first, tokens, tile, tile_end;
     int64_t part; /* number of its first chunk among the partial results; -1: it has all chunks and writes the answer */
     int64_t parts; /* of the answer's first item: how many chunks there are to merge; else 0 */
-} Item;
+} item_t;
 
 /* What a chunk comes to: for each row the maximum, the sum of weights and the weighted sum of values [rows][width]. */
 typedef struct {
@@ -39,6 +27,7 @@ typedef struct {
     float *query, *scores, *keys, *values, *scales, *tile_top, *tile_norm, *rescale;
     State chunk, total;
     int64_t *position;
+    int is_few; /* rows: see attention_few.h */
 } Work;
 
 static int64_t take(float **from, float *memory, int64_t used, int64_t floats) {

@@ -4,6 +4,7 @@
 #include <float.h>
 
 #include "kv.h"
+#include "parts.h"
 
 INLINE void store_bf16(bf16 *to, const float *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
@@ -67,21 +68,26 @@ INLINE void store_row(int kind, char *to, const float *from, int64_t dim) {
     if (kind == KV_INT8) store_int8((int8_t *)to, from, dim);
 }
 
+void FN(write_kv_row)(const float *key, const float *value, int64_t key_head_stride, int64_t value_head_stride,
+                      const cache_t *cache, int64_t slot) {
+    const int64_t row_bytes = kv_row_bytes((int)cache->kind, cache->dim), size = cache->block_size;
+    if (slot < 0) return;
+    for (int64_t head = 0; head < cache->kv_heads; head++) {
+        const int64_t at = ((slot / size * cache->kv_heads + head) * size + slot % size) * row_bytes;
+        store_row((int)cache->kind, cache->keys + at, key + head * key_head_stride, cache->dim);
+        store_row((int)cache->kind, cache->values + at, value + head * value_head_stride, cache->dim);
+    }
+}
+
 /* key, value [tokens, kv_heads, dim], tokens and heads `*_stride` and `*_head_stride` floats apart, into slots
    [tokens] (block * block_size + offset) of the caches; a slot below 0 is not written. */
 EXPORT void FN(write_kv)(const float *key, int64_t key_stride, int64_t key_head_stride, const float *value,
                          int64_t value_stride, int64_t value_head_stride, char *k_cache, char *v_cache,
                          const int64_t *slots, int64_t tokens, int64_t kv_heads, int64_t block_size, int64_t dim,
                          int kind) {
-    const int64_t row_bytes = kv_row_bytes(kind, dim);
+    const cache_t cache = {k_cache, v_cache, kv_heads, block_size, dim, kind};
 #pragma omp parallel for schedule(static) if (tokens * kv_heads * dim > 1 << 15)
-    for (int64_t token = 0; token < tokens; token++) {
-        const int64_t slot = slots[token];
-        if (slot < 0) continue;
-        for (int64_t head = 0; head < kv_heads; head++) {
-            int64_t at = ((slot / block_size * kv_heads + head) * block_size + slot % block_size) * row_bytes;
-            store_row(kind, k_cache + at, key + token * key_stride + head * key_head_stride, dim);
-            store_row(kind, v_cache + at, value + token * value_stride + head * value_head_stride, dim);
-        }
-    }
+    for (int64_t token = 0; token < tokens; token++)
+        FN(write_kv_row)(key + token * key_stride, value + token * value_stride, key_head_stride, value_head_stride, &cache,
+                         slots[token]);
 }

@@ -6,31 +6,32 @@
    matmul_tile.h, so that a row's answer does not depend on the rows beside it, nor on the number of threads. */
 
 #include "matmul_tile.h"
+#include "parts.h"
+#include "scratch.h"
 
 #define AHEAD 4096 /* bytes of weights that are asked for before they are needed */
+#define PIECES 8 /* that a thread takes of a matrix, one after the other: the last ones even out who was held up */
 #define UNUSED __attribute__((unused)) /* by the instruction sets that lack VDPBF16PS or VPDPBUSD */
 
-typedef struct {
-    int kind;
-    const float *x;
-    int64_t rows, in;
-    const char *weights;
-    const float *bias;
-    float *y;
-    int64_t out;
-} linear_t;
-
-static void stream(int kind, int64_t rows, tile_t *t) {
+/* A tile whose weights come from memory: alone, or one of two that share what is asked for ahead. */
+static void stream(int kind, int64_t rows, int is_alone, tile_t *t) {
+#define STREAM(kind, bytes)                                                                   \
+    case kind:                                                                                \
+        t->step = is_alone ? bytes : bytes / 2;                                               \
+        if (is_alone) tile_of_rows(kind, FEW, (bytes + 63) / 64, rows, t);                    \
+        else tile_of_rows(kind, FEW, (bytes / 2 + 63) / 64, rows, t);                         \
+        break;
     switch (kind) {
-    case FLOAT32: t->step = 256; tile_of_rows(FLOAT32, FEW, 4, rows, t); break;
-    case BFLOAT16: t->step = 256; tile_of_rows(BFLOAT16, FEW, 4, rows, t); break;
-    case FLOAT16: t->step = 128; tile_of_rows(FLOAT16, FEW, 2, rows, t); break;
-    case INT8: t->step = 66; tile_of_rows(INT8, FEW, 1, rows, t); break;
-    case INT4: t->step = 288; tile_of_rows(INT4, FEW, 4, rows, t); break;
+        STREAM(FLOAT32, 256)
+        STREAM(BFLOAT16, 256)
+        STREAM(FLOAT16, 128)
+        STREAM(INT8, 66)
+        STREAM(INT4, 288)
 #if defined(__AVX512VNNI__)
-    case INT8_INT8: t->step = 280; tile_of_rows(INT8_INT8, FEW, 4, rows, t); break;
+        STREAM(INT8_INT8, 280)
 #endif
     }
+#undef STREAM
 }
 
 static void panel_tile(int kind, int64_t rows, tile_t *t) {
@@ -122,12 +123,11 @@ static void place(UNUSED int kind, const float *x, int64_t depth, float *to, UNU
 #endif
 }
 
-/* Where the sums of block b are made: in y, or beside it where that has fewer than 64 outputs left. */
+/* Where the sums of block b are made: in y, or beside it where that has fewer than 64 outputs left. NULL: no memory. */
 static float *sums_of(const linear_t *l, int64_t b, int64_t rows, int64_t *stride) {
-    static _Thread_local scratch_t held;
     const int whole = (b + 1) * BLOCK <= l->out;
     *stride = whole ? l->out : BLOCK;
-    return whole ? l->y + b * BLOCK : scratch(&held, 4 * (size_t)(rows * BLOCK));
+    return whole ? l->y + b * BLOCK : quire_scratch(LAST_SUMS, 4 * (size_t)(rows * BLOCK));
 }
 
 static void finish(const linear_t *l, int64_t b, int64_t row, int64_t rows, const float *sums) {
@@ -135,88 +135,112 @@ static void finish(const linear_t *l, int64_t b, int64_t row, int64_t rows, cons
         memcpy(l->y + (row + r) * l->out + b * BLOCK, sums + r * BLOCK, 4 * (size_t)(l->out - b * BLOCK));
 }
 
-static void few_rows(const linear_t *l) {
-    static _Thread_local scratch_t held;
-    const int64_t blocks = blocks_of(l->out), bytes = block_bytes(l->kind, l->in), x_scales = (l->in + 63) / 64 * 16;
+/* Floats from one row of `placed` to the next where there are few rows; the scales lie from here - 16 - x_scales on. */
+INLINE int64_t few_scales(int64_t in) { return (in + 63) / 64 * 16; }
+INLINE int64_t few_pitch(int64_t in) { return (in + 63) / 64 * 64 + 16; }
+
+static int few_rows(const crew_t *crew, const linear_t *l) {
+    const int64_t blocks = blocks_of(l->out), bytes = block_bytes(l->kind, l->in), x_scales = few_scales(l->in);
     const float *x = l->x;
     int64_t pitch = l->in;
     if (PAIRED(l->kind) || QUADS(l->kind)) {
-        pitch = x_scales / 16 * 64 + 16;
-        float *placed = scratch(&held, 4 * (size_t)(l->rows * pitch));
-        for (int64_t r = 0; r < l->rows; r++) place(l->kind, x + r * l->in, l->in, placed + r * pitch, x_scales);
-        x = placed;
+        pitch = few_pitch(l->in);
+        int64_t from, to;
+        my_share(crew, l->rows, &from, &to);
+        for (int64_t r = from; r < to; r++) place(l->kind, x + r * l->in, l->in, l->placed + r * pitch, x_scales);
+        x = l->placed;
+        meet(crew);
     }
-#pragma omp parallel for schedule(static)
-    for (int64_t b = 0; b < blocks; b++) {
-        const char *weights = l->weights + b * bytes;
-        int64_t stride;
-        float *sums = sums_of(l, b, l->rows, &stride);
-        tile_t t = {.weights = weights, .depth = l->in, .x = x, .pitch = pitch, .x_scales = x_scales, .y = sums,
-                    .stride = stride, .bias = l->bias ? l->bias + b * BLOCK : NULL, .ahead = weights + AHEAD};
-        stream(l->kind, l->rows, &t);
-        finish(l, b, 0, l->rows, sums);
-    }
+    const int64_t piece = larger(1, blocks / (PIECES * crew->threads));
+    int failed = 0;
+    for (int64_t first; !failed && (first = take_piece(crew) * piece) < blocks;)
+        for (int64_t b = first; !failed && b < least(first + piece, blocks); b++) {
+            const char *weights = (const char *)l->weights + b * bytes;
+            int64_t stride;
+            float *sums = sums_of(l, b, l->rows, &stride);
+            tile_t t = {.weights = weights, .depth = l->in, .x = x, .pitch = pitch, .x_scales = x_scales, .y = sums,
+                        .stride = stride, .bias = l->bias ? l->bias + b * BLOCK : NULL, .ahead = weights + AHEAD};
+            failed = sums == NULL;
+            if (failed) break;
+            stream(l->kind, l->rows, 1, &t);
+            finish(l, b, 0, l->rows, sums);
+        }
+    return failed;
 }
 
-/* One block for the tiles `from` .. `to` - 1 of the rows, whose activations lie in `x` as many_rows put them. */
-static void block_of_rows(const linear_t *l, const float *x, int64_t b, int64_t from, int64_t to) {
-    static _Thread_local scratch_t held;
-    float *panel = scratch(&held, 4 * (CHUNK + CHUNK / 32) * BLOCK);
+/* One block for the tiles `from` .. `to` - 1 of the rows, whose activations lie in `placed` as many_rows put them. */
+static int block_of_rows(const linear_t *l, int64_t b, int64_t from, int64_t to) {
+    float *panel = quire_scratch(WIDE_PANEL, 4 * (CHUNK + CHUNK / 32) * BLOCK);
     const unit_t unit = unit_of(l->kind);
     const int64_t chunk = chunk_of(l->kind), pitch = pitch_of(l->kind), chunks = (l->in + chunk - 1) / chunk;
-    const int64_t tiles = tiles_of(l->rows), bytes = chunk / unit.positions * unit.bytes;
-    const int64_t step = (bytes * turn_of(l->kind) / chunk + to - from - 1) / (to - from);
-    const char *weights = l->weights + b * block_bytes(l->kind, l->in);
+    const int64_t tiles = tiles_of(l->rows), bytes = chunk / unit.positions * unit.bytes, here = to - from;
+    const int64_t step = (bytes * turn_of(l->kind) / chunk + here - 1) / here;
+    const char *weights = (const char *)l->weights + b * block_bytes(l->kind, l->in);
     const int64_t top = first_of(l->rows, tiles, from), bottom = first_of(l->rows, tiles, to);
     int64_t stride;
     float *sums = sums_of(l, b, bottom - top, &stride), *y = sums == l->y + b * BLOCK ? sums + top * stride : sums;
-    const int twice = FEW == ROWS && to - from <= 2; /* widening twice costs less than a panel */
+    if (panel == NULL || sums == NULL) return 1;
+    const int twice = FEW == ROWS && here <= 2; /* widening twice costs less than a panel */
     for (int64_t k = 0; k < chunks; k++, weights += bytes) {
         const int64_t depth = least(chunk, l->in - k * chunk);
         const char *wide = twice ? weights : widen(l->kind, weights, depth, panel), *ahead = weights + bytes;
-        for (int64_t i = from; i < to; i++, ahead += step * (chunk / turn_of(l->kind))) {
+        for (int64_t i = from; i < to; i++, ahead += twice ? bytes / here : step * (chunk / turn_of(l->kind))) {
             const int64_t row = first_of(l->rows, tiles, i), rows = first_of(l->rows, tiles, i + 1) - row;
             tile_t t = {.weights = wide, .scales = panel + CHUNK * BLOCK, .group = unit.positions, .depth = depth,
-                        .x = x + (row * chunks + k * rows) * pitch, .pitch = pitch, .x_scales = chunk / 4,
+                        .x = l->placed + (row * chunks + k * rows) * pitch, .pitch = pitch, .x_scales = chunk / 4,
                         .y = y + (row - top) * stride, .stride = stride, .carry = k > 0,
                         .bias = l->bias && k == chunks - 1 ? l->bias + b * BLOCK : NULL, .ahead = ahead, .step = step};
             if (!twice) panel_tile(l->kind, rows, &t);
-            else stream(l->kind, rows, &t);
+            else stream(l->kind, rows, here == 1, &t);
         }
     }
     finish(l, b, top, bottom - top, sums);
+    return 0;
 }
 
 /* Activations are copied as [tile][chunk][row][pitch]: rows a power of two apart would share few cache sets. */
-static void many_rows(const linear_t *l) {
-    static _Thread_local scratch_t held;
+static int many_rows(const crew_t *crew, const linear_t *l) {
     const int64_t chunk = chunk_of(l->kind), pitch = pitch_of(l->kind), chunks = (l->in + chunk - 1) / chunk;
-    const int64_t tiles = tiles_of(l->rows), blocks = blocks_of(l->out), groups = groups_of(blocks, tiles);
-    float *x = scratch(&held, 4 * (size_t)(l->rows * chunks * pitch));
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < tiles; i++) {
-            const int64_t row = first_of(l->rows, tiles, i), rows = first_of(l->rows, tiles, i + 1) - row;
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t k = 0; k < chunks; k++)
-                    place(l->kind, l->x + (row + r) * l->in + k * chunk, least(chunk, l->in - k * chunk),
-                          x + (row * chunks + k * rows + r) * pitch, chunk / 4);
-        }
-#pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < blocks * groups; unit++) {
-            const int64_t group = unit % groups;
-            block_of_rows(l, x, unit / groups, tiles * group / groups, tiles * (group + 1) / groups);
-        }
+    const int64_t tiles = tiles_of(l->rows), blocks = blocks_of(l->out), groups = groups_of(blocks, tiles, crew->threads);
+    int64_t first, last;
+    my_share(crew, tiles, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        const int64_t row = first_of(l->rows, tiles, i), rows = first_of(l->rows, tiles, i + 1) - row;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t k = 0; k < chunks; k++)
+                place(l->kind, l->x + (row + r) * l->in + k * chunk, least(chunk, l->in - k * chunk),
+                      l->placed + (row * chunks + k * rows + r) * pitch, chunk / 4);
     }
+    meet(crew);
+    int failed = 0;
+    for (int64_t unit; !failed && (unit = take_piece(crew)) < blocks * groups;) {
+        const int64_t group = unit % groups;
+        failed = block_of_rows(l, unit / groups, tiles * group / groups, tiles * (group + 1) / groups);
+    }
+    return failed;
 }
 
-/* x [rows, in] and y [rows, out] float32, rows side by side; bias [out, padded to 64] or NULL. */
-EXPORT void FN(linear)(int kind, const float *x, int64_t rows, int64_t in, const void *weights, const float *bias,
-                       float *y, int64_t out) {
+size_t FN(placed_bytes)(int kind, int64_t rows, int64_t in) {
+    const int64_t chunk = chunk_of(kind), chunks = (in + chunk - 1) / chunk;
+    rows = least(rows, SLAB);
+    if (rows > FEW) return 4 * (size_t)(rows * chunks * pitch_of(kind));
+    return PAIRED(kind) || QUADS(kind) ? 4 * (size_t)(rows * few_pitch(in)) : 0;
+}
+
+int FN(linear_part)(const crew_t *crew, const linear_t *l) {
+    return l->rows <= FEW ? few_rows(crew, l) : many_rows(crew, l);
+}
+
+/* x [rows, in] and y [rows, out] float32, rows side by side; bias [out, padded to 64] or NULL. Returns 0, or 1: no
+   memory. */
+EXPORT int FN(linear)(int kind, const float *x, int64_t rows, int64_t in, const void *weights, const float *bias,
+                      float *y, int64_t out) {
+    float *placed = quire_scratch(PLACED_ROWS, FN(placed_bytes)(kind, rows, in));
+    int failed = 0;
     for (int64_t row = 0; row < rows; row += SLAB) {
-        linear_t l = {kind, x + row * in, least(SLAB, rows - row), in, weights, bias, y + row * out, out};
-        if (l.rows <= FEW) few_rows(&l);
-        else many_rows(&l);
+        linear_t l = {kind, least(SLAB, rows - row), in, out, weights, bias, x + row * in, y + row * out, placed};
+        if (l.rows > FEW && placed == NULL) return 1;
+        AS_CREW(1, if (FN(linear_part)(&crew, &l)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED));
     }
+    return failed;
 }

@@ -14,16 +14,12 @@
 #ifndef QUIRE_MATMUL_H
 #define QUIRE_MATMUL_H
 
-#include <omp.h>
-#include <stdlib.h>
-
 #include "simd.h"
 
 #define BLOCK 64 /* outputs */
 #define ROWS 6   /* rows of the largest register tile */
 #define CHUNK 128 /* `in` positions of a panel: 32 KiB of floats */
 #define CHUNK8 512 /* of int8-w8a8: 32 KiB of bytes */
-#define SLAB 504 /* rows whose activations are copied at a time */
 
 /* Vectors of outputs in a tile of so many rows: what the registers hold, a divisor of the block. */
 #define VECTORS(rows) (VL == 16 ? 4 : (rows) == 1 ? 8 : (rows) <= 3 ? 4 : 2)
@@ -60,27 +56,16 @@ INLINE int64_t block_bytes(int kind, int64_t in) {
 }
 
 INLINE int64_t blocks_of(int64_t out) { return (out + BLOCK - 1) / BLOCK; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* Grows, is aligned to a cache line, and belongs to one thread for as long as that lives. */
-typedef struct { void *data; size_t bytes; } scratch_t;
-INLINE void *scratch(scratch_t *held, size_t bytes) {
-    if (held->bytes < bytes) {
-        free(held->data);
-        held->bytes = 0;
-        if (posix_memalign(&held->data, 64, bytes)) abort();
-        held->bytes = bytes;
-    }
-    return held->data;
-}
 
 /* Rows in tiles of at most ROWS, as equal as they can be: tile t of `tiles` has rows first(t) .. first(t + 1) - 1. */
 INLINE int64_t tiles_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
 INLINE int64_t first_of(int64_t rows, int64_t tiles, int64_t t) { return rows / tiles * t + least(t, rows % tiles); }
 
 /* Into how many groups of tiles the rows are cut so that blocks x groups share out evenly over the threads. */
-INLINE int64_t groups_of(int64_t blocks, int64_t tiles) {
-    int64_t threads = omp_get_max_threads(), groups = 1;
+INLINE int64_t groups_of(int64_t blocks, int64_t tiles, int64_t threads) {
+    int64_t groups = 1;
     while (groups * 8 <= tiles) {
         int64_t units = blocks * groups, most = (units + threads - 1) / threads;
         if (most * threads * 15 <= units * 16) break;

@@ -1,5 +1,6 @@
 /* Norms over the last dimension. Two passes over a row that is in the cache: its sum (row_sums.h), then the values. */
 
+#include "parts.h"
 #include "row_sums.h"
 
 #define MANY (1 << 15) /* values from which threads pay */
@@ -50,22 +51,28 @@ INLINE void centre(const float *in, float mean, float *to, int64_t size) {
     if (i < size) vstore_n(to + i, vsub(vload_n(in + i, (int)(size - i)), by), (int)(size - i));
 }
 
+/* to = (in - mean) / sqrt(mean((in - mean)^2) + eps) * weight + bias; bias may be NULL. */
+INLINE void layer_norm_row(const float *in, const float *weight, const float *bias, float *to, int64_t size, float eps) {
+    centre(in, sum_of(in, size) / (float)size, to, size);
+    centre(to, sum_of(to, size) / (float)size, to, size); /* what rounding left of a mean far from 0 */
+    scale_row(to, rms_factor(to, size, eps), weight, to, size);
+    if (!bias) return;
+    int64_t i = 0;
+    for (; i + VL <= size; i += VL) vstore(to + i, vadd(vload(to + i), vload(bias + i)));
+    if (i < size) {
+        int n = (int)(size - i);
+        vstore_n(to + i, vadd(vload_n(to + i, n), vload_n(bias + i, n)), n);
+    }
+}
+
 /* out[row] = (x[row] - mean) / sqrt(mean((x[row] - mean)^2) + eps) * weight + bias; bias may be NULL. */
 EXPORT void FN(layer_norm)(const float *x, int64_t stride, const float *weight, const float *bias, float *out,
                            int64_t rows, int64_t size, float eps) {
 #pragma omp parallel for schedule(static) if (rows * size > MANY)
-    for (int64_t row = 0; row < rows; row++) {
-        const float *in = x + row * stride;
-        float *to = out + row * size;
-        centre(in, sum_of(in, size) / (float)size, to, size);
-        centre(to, sum_of(to, size) / (float)size, to, size); /* what rounding left of a mean far from 0 */
-        scale_row(to, rms_factor(to, size, eps), weight, to, size);
-        if (!bias) continue;
-        int64_t i = 0;
-        for (; i + VL <= size; i += VL) vstore(to + i, vadd(vload(to + i), vload(bias + i)));
-        if (i < size) {
-            int n = (int)(size - i);
-            vstore_n(to + i, vadd(vload_n(to + i, n), vload_n(bias + i, n)), n);
-        }
-    }
+    for (int64_t row = 0; row < rows; row++) layer_norm_row(x + row * stride, weight, bias, out + row * size, size, eps);
+}
+
+void FN(norm_row)(const norm_t *norm, const float *x, float *out, int64_t size) {
+    if (norm->is_layer_norm) layer_norm_row(x, norm->weight, norm->bias, out, size, norm->eps);
+    else scale_row(x, rms_factor(x, size, norm->eps), norm->weight, out, size);
 }

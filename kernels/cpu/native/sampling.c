@@ -169,7 +169,7 @@ static int64_t choose(const float *row, int64_t n, int64_t position, int masked,
     if (p->temperature <= 0.0) return winner;
     float temperature = (float)(p->temperature < 0x1p-126 ? 0x1p-126 : p->temperature), threshold = 0.0f, *weights = NULL;
     if (p->min_p > 0.0 || p->top_p < 1.0 || (p->top_k > 0 && p->top_k < n)) {
-        histogram *h = scratch(sizeof(histogram) + 2 * sizeof(float) * (size_t)n);
+        histogram *h = quire_scratch(WEIGHTS, sizeof(histogram) + 2 * sizeof(float) * (size_t)n);
         if (!h) return NO_MEMORY;
         weights = (float *)(h + 1);
         double total = weigh(row, n, most, temperature, weights);
