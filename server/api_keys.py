@@ -8,6 +8,7 @@ import math
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,21 @@ from quire.server.parsing import parse_size
 
 MIN_LENGTH = 16
 LIMITS = ("requests-per-minute", "tokens-per-minute", "parallel", "weight")
+STANDING = ("role", "expires", "disabled")
+
+
+class Standing(NamedTuple):
+    """What a key may do at all, and until when."""
+
+    admin: bool = False
+    """May also see what concerns everybody: the block pool, the flight recorder."""
+    expires: date | None = None
+    """Its first day without use, in UTC."""
+    disabled: bool = False
+
+    def is_valid(self, today: date) -> bool:
+        """Whether it opens anything today."""
+        return not self.disabled and (self.expires is None or today < self.expires)
 
 
 @dataclass(frozen=True)
@@ -25,7 +41,8 @@ class ApiKey:
 
     key_id: str
     digest: bytes
-    limits: KeyLimits = KeyLimits()
+    limits: KeyLimits
+    standing: Standing
 
 
 class _Entry(NamedTuple):
@@ -35,20 +52,22 @@ class _Entry(NamedTuple):
     name: str | None
     key: str
     limits: KeyLimits
+    standing: Standing
 
 
 def read_api_keys(keys: Sequence[str], key_file: str | None) -> tuple[ApiKey, ...]:
     """The keys given directly and those of the file: one a line, `name key` or `key`, # begins a comment line.
 
-    After the key there may be limits, as `requests-per-minute=60`; `LIMITS` are their names. A key without a name is
-    called after its digest. Raises UsageError for a file that is missing, empty or readable
+    After the key there may be limits, as `requests-per-minute=60`, and `role=admin`, `expires=2027-01-31` or
+    `disabled=yes`. A key without a name is called after its digest. Where there is one key and it is not said whose,
+    it is the operator's own, and so an admin's. Raises UsageError for a file that is missing, empty or readable
     by others, for a name or a key that stands twice, and for a key under 16 characters; no message holds key text.
     """
-    entries = [_Entry("API key", None, key, KeyLimits()) for key in keys]
+    entries = [_Entry("API key", None, key, KeyLimits(), Standing()) for key in keys]
     entries += _read_file(key_file) if key_file is not None else []
     found: dict[str, ApiKey] = {}
     digests: dict[bytes, str] = {}
-    for place, name, key, limits in entries:
+    for place, name, key, limits, standing in entries:
         if len(key) < MIN_LENGTH:
             raise UsageError(
                 f"{place}: a key of {len(key)} characters; expected at least {MIN_LENGTH} "
@@ -60,7 +79,8 @@ def read_api_keys(keys: Sequence[str], key_file: str | None) -> tuple[ApiKey, ..
             raise UsageError(f"{place}: the same key as {digests[digest]}; give each caller a key of its own")
         if key_id in found:
             raise UsageError(f"{place}: the name {key_id} stands twice; give each key a name of its own")
-        found[key_id] = ApiKey(key_id, digest, limits)
+        alone = len(entries) == 1
+        found[key_id] = ApiKey(key_id, digest, limits, standing._replace(admin=standing.admin or alone))
         digests[digest] = place
     return tuple(found.values())
 
@@ -84,16 +104,51 @@ def _read_file(key_file: str) -> list[_Entry]:
         if not words or words[0].startswith("#"):
             continue
         place = f"--api-key-file {path} line {number}"
-        given = list(itertools.takewhile(lambda word: word.partition("=")[0] in LIMITS, reversed(words)))
+        given = list(itertools.takewhile(lambda word: word.partition("=")[0] in (*LIMITS, *STANDING), reversed(words)))
         names = words[: len(words) - len(given)]
         if not 1 <= len(names) <= 2:
             raise UsageError(
-                f"{place}: expected `name key` or `key`, and limits after it ({'=, '.join(LIMITS)}=), found other words"
+                f"{place}: expected `name key` or `key`, and what it may do after it "
+                f"({'=, '.join((*LIMITS, *STANDING))}=), found other words"
             )
-        entries.append(_Entry(place, names[0] if len(names) == 2 else None, names[-1], _read_limits(place, given)))
+        entries.append(
+            _Entry(
+                place,
+                names[0] if len(names) == 2 else None,
+                names[-1],
+                _read_limits(place, _named(LIMITS, given)),
+                _read_standing(place, _named(STANDING, given)),
+            )
+        )
     if not entries:
         raise UsageError(f"--api-key-file {path}: holds no key; one `name key` or `key` a line is expected")
     return entries
+
+
+def _named(names: Sequence[str], words: Sequence[str]) -> list[str]:
+    return [word for word in words if word.partition("=")[0] in names]
+
+
+def _read_standing(place: str, words: Sequence[str]) -> Standing:
+    """`name=value` each; raises UsageError for a value that is none, and for a name that stands twice."""
+    standing = Standing()
+    for number, word in enumerate(words):
+        name, _, text = word.partition("=")
+        if name in [other.partition("=")[0] for other in words[:number]]:
+            raise UsageError(f"{place}: {name} stands twice")
+        if (name, text) == ("role", "admin"):
+            standing = standing._replace(admin=True)
+        elif (name, text) == ("disabled", "yes"):
+            standing = standing._replace(disabled=True)
+        elif name == "expires":
+            try:
+                standing = standing._replace(expires=date.fromisoformat(text))
+            except ValueError:
+                raise UsageError(f"{place}: {name}={text[:32]}: expected a date such as 2027-01-31") from None
+        else:
+            expected = "role=admin" if name == "role" else "disabled=yes"
+            raise UsageError(f"{place}: {name}={text[:32]}: expected {expected}, or nothing")
+    return standing
 
 
 def _read_limits(place: str, words: Sequence[str]) -> KeyLimits:

@@ -93,7 +93,7 @@ def _table(service: Service, vitals: Vitals) -> list[tuple[str, Handler, Access,
         ("/ready", probe.ready, Access.OPEN, "GET"),
         ("/readyz", probe.ready, Access.OPEN, "GET"),
         ("/", page.page, Access.OPEN, "GET"),
-        ("/playground/pool", pool.pool, Access.KEY, "GET"),
+        ("/playground/pool", pool.pool, Access.ADMIN, "GET"),
         ("/playground/{name}", page.asset, Access.OPEN, "GET"),
     ]
 

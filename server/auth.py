@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 
 from quire.server.api_keys import ApiKey
 from quire.server.errors import ApiError
@@ -22,13 +23,15 @@ class Caller:
     key_id: str = ""
     weight: float = 1.0
     """Of the key, beside others under fair scheduling."""
+    admin: bool = True
+    """Without keys everybody is."""
 
 
 class KeyRing:
     """The keys that are accepted; without any, everybody is."""
 
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
-        self._keys = tuple(keys)
+    def __init__(self, keys: Iterable[ApiKey], today: Callable[[], date] = lambda: datetime.now(UTC).date()) -> None:
+        self._keys, self._today = tuple(keys), today
         self._secret = secrets.token_bytes(32)
 
     def __bool__(self) -> bool:
@@ -39,7 +42,8 @@ class KeyRing:
         return {key.key_id: key.limits for key in self._keys}
 
     def identify(self, authorization: bytes | None) -> Caller:
-        """The caller with this Authorization header. Raises invalid_api_key, with the same text for every reason."""
+        """The caller with this Authorization header. Raises invalid_api_key, with the same text for every reason, and
+        api_key_disabled for a key that was one once."""
         if not self._keys:
             return Caller()
         scheme, _, presented = (authorization or b"").partition(b" ")
@@ -56,7 +60,10 @@ class KeyRing:
                 headers=(("www-authenticate", "Bearer"),),
                 close=True,
             )
-        return Caller(found.key_id, found.limits.weight)
+        if not found.standing.is_valid(self._today()):
+            text = "This API key is disabled or has expired; ask whoever gave it to you for another."
+            raise ApiError("api_key_disabled", text, headers=(("www-authenticate", "Bearer"),), close=True)
+        return Caller(found.key_id, found.limits.weight, found.standing.admin)
 
     def salt(self, caller: Caller, cache_salt: str | None) -> bytes:
         """What separates this caller's blocks in the prefix cache: its key, and the salt it asked for.

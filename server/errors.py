@@ -42,6 +42,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "too_many_sequences": 400,
     "unknown_parameter": 400,
     "unsupported_parameter": 400,
+    "api_key_disabled": 401,
     "invalid_api_key": 401,
     "foreign_host": 403,
     "foreign_origin": 403,

@@ -46,6 +46,8 @@ class Access(enum.Enum):
     """Everybody: probes, and the page."""
     KEY = "key"
     """Whoever has a key, when keys are configured."""
+    ADMIN = "admin"
+    """Whoever has an admin's key, when keys are configured: it shows what concerns everybody."""
 
 
 class Exchange:
@@ -235,8 +237,11 @@ class Endpoint:
             await self._refuse(exchange, ApiError("internal_error", "The server made an error; its log says which."))
 
     async def _answer(self, exchange: Exchange) -> None:
-        if self.access is Access.KEY:
+        if self.access is not Access.OPEN:
             exchange.caller = self.keys.identify(exchange.header(b"authorization"))
+        if self.access is Access.ADMIN and not exchange.caller.admin:
+            text = "This shows what concerns everybody, and so needs an admin's key (`role=admin` in --api-key-file)."
+            raise ApiError("insufficient_permissions", text)
         method = exchange.scope["method"]
         if self.methods and method not in self.methods and not (method == "HEAD" and "GET" in self.methods):
             allowed = ", ".join(self.methods)

@@ -65,7 +65,7 @@ export class PoolStream {
       }
     } catch (error) {
       failure = error.name === "AbortError" ? "The stream went silent." : error.message;
-      this.refused = error.status === 401;
+      this.refused = error.status === 401 || error.status === 403;
       if (error.name !== "AbortError" && !(error instanceof ApiError)) reportError(error);
     } finally {
       clearTimeout(watchdog);

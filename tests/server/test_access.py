@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from support.stub_engine import StubEngine, StubTokenizer
 
+from quire.engine.errors import UsageError
 from quire.server.app import create_app
 from quire.server.exchange import Access
 from quire.server.settings import ServerSettings
@@ -88,7 +91,7 @@ async def test_open_routes_are_few(app: FastAPI) -> None:
 
 async def test_every_other_route_wants_a_key(locked: httpx.AsyncClient, app: FastAPI) -> None:
     """B017, and unknown paths too: what exists is nobody's business."""
-    closed = [path for path, access in access_of(app).items() if access is Access.KEY]
+    closed = [path for path, access in access_of(app).items() if access is not Access.OPEN]
     for path in [*closed, "/nope", "/admin", "/debug/x"]:
         for method in ("GET", "POST"):
             assert (await locked.request(method, re.sub(r"\{[^}]*\}", "x", path))).status_code == 401, path
@@ -170,3 +173,66 @@ async def test_hosts_are_free_where_keys_or_networks_are() -> None:
         async with client(make_app(**settings)) as http:
             headers = {"host": "llm.example", "authorization": f"Bearer {KEY}"}
             assert (await http.get("/v1/models", headers=headers)).status_code == 200
+
+
+# --- what a key may do
+
+
+def key_file(tmp_path: Path, *lines: str) -> str:
+    path = tmp_path / "keys"
+    path.write_text("\n".join(lines))
+    path.chmod(0o600)
+    return str(path)
+
+
+async def test_disabled_and_expired_keys_say_so(tmp_path: Path) -> None:
+    """B014. What is wrong with a key is told to whoever has it, and to nobody else."""
+    today = datetime.now(UTC).date()
+    lines = [
+        f"off {KEY}-off disabled=yes",
+        f"old {KEY}-old expires={today}",
+        f"new {KEY}-new expires={today + timedelta(1)}",
+    ]
+    async with client(make_app(api_key_file=key_file(tmp_path, *lines))) as http:
+        for name, code in (("off", "api_key_disabled"), ("old", "api_key_disabled"), ("x", "invalid_api_key")):
+            response = await http.post(CHAT, json=ASK, headers={"authorization": f"Bearer {KEY}-{name}"})
+            assert (response.status_code, response.json()["error"]["code"]) == (401, code)
+            assert KEY not in response.text
+        answer = await http.post(CHAT, json=ASK, headers={"authorization": f"Bearer {KEY}-new"})
+        assert answer.status_code == 200
+
+
+async def test_admins_routes_are_closed_to_tenants(tmp_path: Path) -> None:
+    """B015."""
+    app = make_app(api_key_file=key_file(tmp_path, f"tenant {KEY}-tenant", f"root {KEY}-root role=admin"))
+    admin = [path for path, access in access_of(app).items() if access is Access.ADMIN]
+    assert "/playground/pool" in admin
+    async with client(app) as http:
+        for path in admin:
+            assert (await http.head(path)).status_code == 401
+            tenant = await http.get(path, headers={"authorization": f"Bearer {KEY}-tenant"})
+            assert (tenant.status_code, tenant.json()["error"]["type"]) == (403, "permission_error")
+            assert tenant.json()["error"]["code"] == "insufficient_permissions"
+            assert (await http.head(path, headers={"authorization": f"Bearer {KEY}-root"})).status_code == 200
+
+
+async def test_the_only_key_is_the_operators() -> None:
+    async with client(make_app(api_key=[KEY])) as http:
+        assert (await http.head("/playground/pool", headers={"authorization": f"Bearer {KEY}"})).status_code == 200
+    async with client(make_app(api_key=[KEY, KEY + "-two"])) as http:
+        assert (await http.head("/playground/pool", headers={"authorization": f"Bearer {KEY}"})).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("role=king", "expected role=admin"),
+        ("disabled=no", "expected disabled=yes"),
+        ("expires=soon", "expected a date such as"),
+        ("role=admin role=admin", "role stands twice"),
+    ],
+)
+def test_words_after_a_key_that_say_nothing(words: str, part: str, tmp_path: Path) -> None:
+    """C06."""
+    with pytest.raises(UsageError, match=part):
+        ServerSettings(api_key_file=key_file(tmp_path, f"a {KEY} {words}")).read_api_keys()
