@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NATIVE := $(wildcard kernels/cpu/native/*.[ch]) kernels/cpu/build.py
 PACKAGES := -p quire.engine -p quire.kernels -p quire.server -p quire.clients -p quire.benchmarks -p quire.models -p quire.simulator
 
-.PHONY: help install check test test-gpu sanitize bench serve clean
+.PHONY: help install check test test-gpu sanitize bench soak chaos serve clean
 
 help:
 	@echo "make serve      serve the starter model on http://127.0.0.1:8000   (ARGS='MODEL --port 9000 ...')"
@@ -15,6 +15,8 @@ help:
 	@echo "make check      ruff format, ruff, mypy --strict"
 	@echo "make test-gpu   the tests that need a GPU"
 	@echo "make sanitize   the compiled CPU kernels under ASan and UBSan"
+	@echo "make soak       an hour of mixed load with faults, a report        (ARGS='--minutes 10')"
+	@echo "make chaos      the fault cases in full: kills, overload, readers that stall"
 	@echo "make bench      host time of an engine step, time from start to first token"
 	@echo "make install    only the virtual environment"
 	@echo "make clean      remove it, and caches"
@@ -60,6 +62,14 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed $(VENV)/kernels
 	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.engine_step
 	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.startup
+
+soak: $(VENV)/installed-dev $(VENV)/kernels
+	PYTHONSAFEPATH=1 $(BIN)/quire bench soak --minutes 60 $(ARGS)
+
+chaos: $(VENV)/installed-dev $(VENV)/kernels
+	PYTHONSAFEPATH=1 $(BIN)/pytest -m chaos
+	PYTHONSAFEPATH=1 $(BIN)/quire bench soak --parts overload kills disconnects slow-readers --kills 1000 \
+	    --disconnects 10000 --slow-readers 500 --overload-seconds 600 --result-dir build/chaos $(ARGS)
 
 serve: $(VENV)/installed $(VENV)/kernels
 	@PYTHONSAFEPATH=1 exec $(BIN)/quire serve $(ARGS)

@@ -12,6 +12,7 @@ KINDS = {
     "startup": "quire.benchmarks.startup",
     "kernels": "quire.benchmarks.kernels",
     "compare": "quire.benchmarks.compare",
+    "soak": "quire.benchmarks.soak",
     "study": "quire.benchmarks.studies.run",
 }
 """Kind to the module whose `main(words)` runs it and returns the exit code."""
@@ -24,6 +25,7 @@ usage: quire bench KIND [flags]
   startup  from `quire serve` to the first token
   kernels  single operations against what the machine can do
   compare  the same load against several servers, in turns
+  soak     hours of mixed load, overload and kills against the reliability goals
   study    the figures of docs/benchmarks.md: what the cache and the batching are worth
 
 `quire bench KIND --help` lists the flags."""

@@ -52,6 +52,11 @@ class StartedServer:
             self._output.close()
             raise CommandFailed(f"--start {name}: {error}") from error
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
     async def wait_ready(self, address: str, limit: float = START_SECONDS) -> float:
         """Until it lists its models; returns the seconds since this call.
 
