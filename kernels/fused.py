@@ -103,7 +103,7 @@ class FusedKernels(Kernels, Protocol):
         [E, H, I]; an expert computes down(act(gate(x)) * up(x)). -> [T, H].
         """
 
-    def sample(self, scores: Tensor, sampling: SamplingTensors) -> Tensor:
+    def sample(self, scores: Tensor, parameters: SamplingTensors) -> Tensor:
         """A token for each row of scores (float32 [R, V], adjusted by penalties and masks), or NOT_FINITE,
         NOTHING_LEFT: int64 [R]. Means what `quire.engine.sampler` says in its steps 4 to 6."""
 

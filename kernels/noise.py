@@ -47,7 +47,12 @@ def noise_key(seed: int, choice: int, position: int) -> int:
 
     `position` is the absolute position of the token that is being chosen.
     """
-    return _signed(_mix((row_key(seed, choice) ^ position) + _INCREMENT))
+    return next_key(row_key(seed, choice), position)
+
+
+def next_key(key: int, position: int) -> int:
+    """Take a position into a `row_key`: the `noise_key`."""
+    return _signed(_mix((key ^ position) + _INCREMENT))
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

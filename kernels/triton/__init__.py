@@ -1,1 +1,1 @@
-"""PagedAttention and its companions in Triton: their place; not built yet, so `select("triton", ...)` refuses."""
+"""PagedAttention and its companions in Triton: the kernels of a GPU."""

@@ -43,7 +43,7 @@ class Launches:
         return launches
 
     def tiles(self, plan: AttentionPlan, few: int, many: int) -> tuple[Tiles | None, Tiles | None]:
-        """Tiles of `few` tokens for sequences that have no more, of `many` for the others; None where there are none."""
+        """Tiles of `few` tokens for sequences that have no more, of `many` for others; None where there are none."""
         if (few, many) not in self.cut:
             self.cut[few, many] = _cut(plan, few, many)
         return self.cut[few, many]
@@ -137,7 +137,7 @@ class Call:
         if tiles.index is None or tiles.count <= piece:
             self._launch(tiles, settings, splits)
             return
-        for index in tiles.index.split(piece):
+        for index in torch.split(tiles.index, piece):
             self._launch(Tiles(tiles.queries, len(index), index), settings, splits)
 
     def _splits(self, tiles: Tiles, settings: AttentionSettings) -> int:

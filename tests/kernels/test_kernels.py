@@ -323,8 +323,6 @@ def test_select() -> None:
     assert select("pytorch", "cpu").name == "pytorch"
     assert select("reference", "cpu").name == "reference"
     for name, device, reason in (
-        ("triton", "cpu", "not built yet"),
-        ("auto", "cuda", "not built yet"),
         ("cpu", "cuda", "CPU alone"),
         ("fast", "cpu", "choose auto, reference"),
     ):
