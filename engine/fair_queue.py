@@ -14,6 +14,7 @@ passes a sequence of another key that lacks room: the one with the smallest coun
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
 
@@ -87,6 +88,20 @@ class FairQueue:
     def victim(self, running: Items[Sequence]) -> Sequence | None:
         """The newest of the key that has had most, of those that may be preempted."""
         candidates = preemptible(running)
+        return max(candidates, key=lambda s: (self.service(s.group.key_id), s.order), default=None)
+
+    def makes_way(self, running: Items[Sequence]) -> Sequence | None:
+        """Where the key that is next has nothing that runs: the newest of the key that has had most and runs several.
+
+        So a light key's first token does not wait until one of a heavy key's answers has ended. Most of what is lost
+        lies in the prefix cache when its turn comes again.
+        """
+        if not self._lanes:
+            return None
+        counts = Counter(sequence.group.key_id for sequence in running)
+        if min(self._lanes, key=self._rank) in counts:
+            return None
+        candidates = [s for s in preemptible(running) if counts[s.group.key_id] > 1]
         return max(candidates, key=lambda s: (self.service(s.group.key_id), s.order), default=None)
 
     def charge(self, sequence: Sequence, num_tokens: int) -> None:

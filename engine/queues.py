@@ -52,6 +52,9 @@ class Queue(Protocol):
     def victim(self, running: Items[Sequence]) -> Sequence | None:
         """Who gives way, of `running` in their order; never the first, and None when nobody may be asked."""
 
+    def makes_way(self, running: Items[Sequence]) -> Sequence | None:
+        """Who gives way, of `running` in their order, to one that waits and finds every row taken; None: nobody."""
+
     def charge(self, sequence: Sequence, num_tokens: int) -> None:
         """Its first `num_tokens` tokens have been served: prompt tokens computed, or tokens of the answer sampled."""
 
@@ -115,6 +118,10 @@ class WaitingQueue:
         """The last of `running` that holds blocks and may be preempted."""
         candidates = preemptible(running)
         return candidates[-1] if candidates else None
+
+    def makes_way(self, running: Items[Sequence]) -> Sequence | None:
+        """Nobody: rows come free in their time."""
+        return None
 
     def charge(self, sequence: Sequence, num_tokens: int) -> None:
         """Nobody asks who had how much."""

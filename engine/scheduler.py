@@ -96,8 +96,6 @@ class Scheduler:
         self._counters = Counters()
         self._faults, self._apart = faults, Apart()
 
-    # --- events ---
-
     def add(self, add: Add, now: float) -> list[OutputRow]:
         """Enqueue a request; the terminal rows of one that can never run. A registered id can only be a repetition."""
         if add.request_id in self.roster.groups:
@@ -140,8 +138,6 @@ class Scheduler:
         """End requests past their deadline, and those that wait and could not begin to answer before it."""
         return [row for name in self._deadlines.late(now) for row in self.cancel(name, None, "deadline")]
 
-    # --- schedule ---
-
     def schedule(self, now: float) -> Step | None:
         """The next step, or None when nothing can be computed before a step in flight has been applied."""
         for only in self._apart.turns(self.flights):
@@ -182,7 +178,9 @@ class Scheduler:
         return False
 
     def _preempt_someone(self, draft: Draft) -> bool:
-        victim = self.roster.queue.victim(self.roster.running)
+        return self._preempt(self.roster.queue.victim(self.roster.running), draft)
+
+    def _preempt(self, victim: Sequence | None, draft: Draft) -> bool:
         if victim is None:
             return False
         draft.take_back(victim)
@@ -200,6 +198,8 @@ class Scheduler:
     def _admit(self, draft: Draft, now: float) -> None:
         """Waiting sequences enter while there are tokens, rows and blocks; one that cannot is looked past."""
         tried: list[Sequence] = []
+        if not self.roster.free_rows and not self.roster.leaving:
+            self._preempt(self.roster.queue.makes_way(self.roster.running), draft)
         while draft.budget and self.roster.free_rows and len(tried) < MAX_TRIES:
             sequence = self.roster.queue.next(now, tried)
             if sequence is None:
@@ -285,8 +285,6 @@ class Scheduler:
         for sampler in (sequence, *forks):
             self.roster.queue.charge(sampler, sequence.num_scheduled_tokens + 1)
         return (sequence.row, *[fork.row for fork in forks])
-
-    # --- apply ---
 
     def apply(self, sampled: Sampled) -> list[OutputRow]:
         """Take in the result of the oldest step in flight; what each sequence gained.
@@ -382,8 +380,6 @@ class Scheduler:
         if token_id in sequence.stop_token_ids and sequence.num_output_tokens > sequence.params.min_tokens:
             return "stop"
         return "length" if len(sequence.token_ids) >= sequence.max_length else None
-
-    # --- questions ---
 
     def observe(self, seconds: float) -> None:
         """The oldest step in flight took so long; call before it is applied."""

@@ -125,6 +125,34 @@ def test_a_light_key_gets_in_beside_a_heavy_one() -> None:
     bench.assert_expected()
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_light_key_does_not_wait_for_a_row(depth: int) -> None:
+    """G12: a heavy key holds every row with long answers; the newest of them makes way, once, and loses no token."""
+    bench = Bench(policy="fair", max_num_seqs=3, budget=32, num_blocks=128, depth=depth)
+    for number in range(6):
+        bench.add(f"heavy{number}", prompt(8, number), key_id="heavy", max_tokens=40)
+    for _ in range(5):
+        bench.step()
+    bench.add("light", prompt(4, 99), key_id="light", max_tokens=3)
+    rows = [row.request_id for _ in range(2 * depth) for row in bench.step()]
+    assert "light" in rows
+    assert bench.core.statistics().num_preemptions == 1
+    bench.run()
+    bench.assert_expected()
+
+
+def test_who_makes_way() -> None:
+    running = [sequence("heavy", 1), sequence("single", 2), sequence("heavy", 3), sequence("heavy", 4)]
+    for one in running:
+        one.block_tables = [[0]]
+    queue = queue_of(sequence("light", 5))
+    queue.charge(running[1], 30)
+    assert queue.makes_way(running) is running[3], "not the only one of a key, whatever that has had"
+    assert queue.makes_way([*running, sequence("light", 6)]) is None, "light has a row"
+    assert queue.makes_way(running[:2]) is None
+    assert FairQueue().makes_way(running) is None
+
+
 def test_a_light_keys_prompt_comes_before_those_under_way() -> None:
     bench = Bench(policy="fair", budget=32, num_blocks=512, max_model_len=256)
     for number in range(6):
