@@ -60,7 +60,7 @@ def make_plan(options: argparse.Namespace, rest: list[str]) -> Forecast:
     return forecast(
         model,
         footprint,
-        _device(options, footprint.resolved.threads),
+        _device(options, footprint.resolved.threads, config.gpu_memory_utilization),
         context=context,
         prompt_len=_size("--prompt-len", options.prompt_len),
         max_num_batched_tokens=footprint.resolved.max_num_batched_tokens,
@@ -120,7 +120,7 @@ def _read_model(settings: ServerSettings) -> tuple[ModelConfig, Path]:
     return read_config(path, name), path
 
 
-def _device(options: argparse.Namespace, cores: int) -> Device:
+def _device(options: argparse.Namespace, cores: int, share: float | None) -> Device:
     from dataclasses import replace
 
     from quire.engine.devices import GPUS, this_machine
@@ -133,7 +133,8 @@ def _device(options: argparse.Namespace, cores: int) -> Device:
         known = ["this", *GPUS]
         hint = nearest(options.device, known) or f"; known are {', '.join(known)}"
         raise CommandFailed(f"--device {options.device}: unknown{hint}", USAGE)
-    return replace(GPUS[options.device], memory_bytes=memory or GPUS[options.device].memory_bytes)
+    gpu = GPUS[options.device]
+    return replace(gpu, memory_bytes=memory or gpu.memory_bytes, share=gpu.share if share is None else share)
 
 
 def _size(flag: str, text: str | None) -> int | None:

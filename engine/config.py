@@ -27,6 +27,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Of the weights of linear layers, while they are loaded."""
     kv_cache_dtype: Literal["auto"] | CacheDtype = "auto"
     device: Device = "auto"
+    gpu_memory_utilization: float | None = None
+    """Share of the GPU's memory that may be taken, above 0 and up to 1; None: 0.9. Of no use on a CPU."""
+    enforce_eager: bool = False
+    """Never record steps: slower on a GPU; on a CPU nothing is recorded anyway."""
+    batch_invariant: bool = False
+    """Answers must not depend on who else is served, to the last bit; refused where the kernels cannot."""
     kernels: KernelsName = "auto"
     tokenizer_vocab_size: int | None = None
     """Ids the tokenizer knows; columns from there on are never sampled. None: the model's vocab_size."""

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,8 +49,11 @@ DEPTH = 2
 _FAILURES = {fused.NOT_FINITE: NOT_FINITE, fused.NOTHING_LEFT: NOTHING_LEFT}
 
 
+@runtime_checkable
 class DeviceKernels(BlockCopier, SamplingKernels, Protocol):
-    """The operations that this runner itself calls."""
+    """The operations that this runner itself calls, of the backend `name`."""
+
+    name: str
 
 
 @dataclass

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quire.engine.gpu import DEFAULT_SHARE
 from quire.engine.precision import DtypeName
 
-GPU_SHARE = 0.9
-"""Of a GPU's memory; the rest is for its context, graphs and activations."""
 _SAMPLE_BYTES = 64 << 20
 _SLICE_BYTES = 4 << 20
 
@@ -57,7 +56,7 @@ GPU_EFFICIENCY = Efficiency(
     layer_seconds=13e-6,
     step_seconds=0.3e-3,
     overlaps=True,
-    source="what good servers reach; Quire's GPU kernels are not built yet",
+    source="what good servers reach; Quire's own figures on a GPU are not measured yet",
 )
 
 
@@ -76,6 +75,8 @@ class Device:
     """Operations of a matmul a second; a multiplication and an addition are two."""
     source: str
     efficiency: Efficiency
+    share: float = DEFAULT_SHARE
+    """Of a GPU's memory that may be taken: `--gpu-memory-utilization`."""
 
 
 def _gpu(name: str, title: str, mebibytes: int, gb_per_second: int, half: float, single: float, source: str) -> Device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quire.engine.advice import advise
-from quire.engine.devices import GPU_SHARE, Device
+from quire.engine.devices import Device
 from quire.engine.errors import CapacityError
 from quire.engine.models.config import ModelConfig
 from quire.engine.plan import PROCESS_BYTES, CachePlan, Footprint, fit
@@ -152,7 +152,7 @@ def forecast(
 
 def reserved_bytes(device: Device) -> int:
     """Of the device's memory, what neither weights nor cache get."""
-    return PROCESS_BYTES if device.kind == "cpu" else int((1 - GPU_SHARE) * device.memory_bytes)
+    return PROCESS_BYTES if device.kind == "cpu" else int((1 - device.share) * device.memory_bytes)
 
 
 def _fit(footprint: Footprint, device: Device) -> tuple[CachePlan | None, str | None]:

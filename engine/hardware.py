@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from quire.engine.gpu import Gpu, NoGpu, find_gpu
+
 _UNLIMITED = 1 << 60
 
 
@@ -17,7 +19,18 @@ class Hardware:
 
     cores: int
     """Physical cores that this process may run on."""
-    has_cuda: bool = False
+    gpu: Gpu | None = None
+    why_no_gpu: str = "nobody looked for one"
+
+
+def find_hardware(cores: int, device: str) -> Hardware:
+    """What the machine has; a GPU is looked for where `device` is cuda."""
+    if device != "cuda":
+        return Hardware(cores)
+    try:
+        return Hardware(cores, find_gpu())
+    except NoGpu as reason:
+        return Hardware(cores, why_no_gpu=str(reason))
 
 
 def count_cores(root: Path = Path("/")) -> int:

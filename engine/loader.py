@@ -21,7 +21,7 @@ from quire.engine.models.config import ModelConfig, WeightNames
 from quire.engine.models.decoder import Decoder
 from quire.engine.models.json_file import read_json_object
 from quire.engine.models.shapes import weight_shapes
-from quire.engine.models.weights import WeightSource
+from quire.engine.models.weights import OnDevice, WeightSource
 from quire.engine.safetensors_file import FLOAT_DTYPES, SafetensorsFile, TensorEntry, list_names
 from quire.kernels import Kernels
 
@@ -60,7 +60,7 @@ def load_model(
         weights: WeightSource
         if load_format == "dummy":
             num_bytes = sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize
-            weights = DummyWeights(seed, dtypes, num_bytes, progress)
+            weights = DummyWeights(seed, dtypes, num_bytes, progress, kernels.device)
         elif is_gguf(folder):
             file = stack.enter_context(closing(GgufFile(folder, model)))
             weights = GgufWeights(file, config, dtypes.of, check_weights, progress)
@@ -68,6 +68,8 @@ def load_model(
             files = [stack.enter_context(closing(file)) for file in _open_files(folder, model)]
             entries = match_names(files, expected, config.names, model)
             weights = FileWeights(entries, dtypes, check_weights, progress)
+        if kernels.device.type != "cpu":
+            weights = OnDevice(weights, kernels.device)
         return Decoder(config, kernels, weights, num_positions=num_positions)
 
 
@@ -113,19 +115,26 @@ class FileWeights:
 
 
 class DummyWeights:
-    """Random weights that keep activations near unit size; a tensor depends on seed and name alone."""
+    """Random weights that keep activations near unit size; a tensor depends on seed, name and kind of device alone."""
 
-    def __init__(self, seed: int, dtypes: Dtypes, total: int, progress: ProgressCallback) -> None:
-        self.seed, self.dtypes, self.total, self.progress = seed, dtypes, total, progress
+    def __init__(
+        self,
+        seed: int,
+        dtypes: Dtypes,
+        total: int,
+        progress: ProgressCallback,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (a value)
+    ) -> None:
+        self.seed, self.dtypes, self.total, self.progress, self.device = seed, dtypes, total, progress, device
         self.bytes_taken = self._bytes_made = 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Matrices normal with deviation 1 / sqrt(columns), norm weights one, biases zero."""
         if len(shape) == 1:
-            tensor = torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+            tensor = torch.full(shape, 0.0 if name.endswith(".bias") else 1.0, device=self.device)
         else:
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), self.seed & 0xFFFFFFFF))
-            tensor = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
+            generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode(), self.seed & 0xFFFFFFFF))
+            tensor = torch.randn(shape, generator=generator, device=self.device).mul_(shape[-1] ** -0.5)
         tensor = tensor.to(self.dtypes.of(shape))
         self.bytes_taken += tensor.nbytes
         self._bytes_made += tensor.numel() * self.dtypes.matrices.itemsize

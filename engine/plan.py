@@ -20,8 +20,6 @@ from quire.engine.resolve import Resolved, resolve
 
 PROCESS_BYTES = 200 << 20
 """What the HTTP process and the engine take beside weights and cache (measured: 50 MiB the one, 150 the other)."""
-GPU_MAX_NUM_SEQS = 256
-"""Sequences at once where nothing is asked: a GPU has the matmul rate for them."""
 
 DEFAULT_BYTES = 4 << 30
 DEFAULT_SHARE = 0.4
@@ -188,14 +186,15 @@ class Footprint:
 
 
 def footprint_of(
-    config: EngineConfig, model: ModelConfig, hardware: Hardware, device: Literal["cpu", "gpu"] = "cpu"
+    config: EngineConfig, model: ModelConfig, hardware: Hardware, device: Literal["cpu", "gpu"] | None = None
 ) -> Footprint:
-    """What `model` will take. Raises UsageError or ModelError as `resolve` does."""
-    resolved = resolve(config, model, hardware)
+    """What `model` will take. `device`: of a plan for another machine; None: what the settings say.
+
+    Raises UsageError or ModelError as `resolve` does.
+    """
+    resolved = resolve(config, model, hardware, for_gpu=device == "gpu")
+    device = "cpu" if resolved.device == "cpu" else "gpu"
     precision = choose_precision(model, config, device)
-    if device == "gpu":
-        most = config.max_num_batched_tokens or GPU_MAX_NUM_SEQS
-        resolved = replace(resolved, max_num_seqs=config.max_num_seqs or min(GPU_MAX_NUM_SEQS, most))
     wish = CacheWish(
         block_size=resolved.block_size,
         max_model_len=resolved.max_model_len,

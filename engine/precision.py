@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -9,7 +10,7 @@ from quire.engine.config import CacheDtype, EngineConfig, Quantization
 from quire.engine.errors import UsageError
 from quire.engine.hardware import bfloat16_instructions
 from quire.engine.models.config import ModelConfig
-from quire.kernels.cpu.layout import packed_bytes
+from quire.kernels.cpu.layout import KEPT, packed_bytes
 from quire.kernels.cpu.library import LibraryMissing, usable
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -31,23 +32,29 @@ class Precision:
     """A sentence that says why."""
     quantization: Quantization | None = None
     """Of linear layers."""
+    kept: tuple[str, ...] = ()
+    """Kinds of quantized matrices that stay as the file has them, the most frequent first."""
     padded: bool = False
     """Whether linear layers lie in the compiled kernels' layout."""
 
     @property
     def name(self) -> str:
         """What the weights are in."""
-        return self.quantization or self.stored
+        return self.quantization or ("+".join(self.kept) if self.kept else self.stored)
 
     @property
     def weight_bytes(self) -> float:
         """Of one weight of a large matrix."""
-        return self.matrix_bytes(1024, 1024, bias=False, precise=False) / 1024**2
+        kind = self.kept[0] if self.kept else None
+        return self.matrix_bytes(1024, 1024, bias=False, precise=False, kind=kind) / 1024**2
 
-    def matrix_bytes(self, out_features: int, in_features: int, *, bias: bool, precise: bool) -> int:
-        """Of a linear layer; `precise`: the embedding and head, as in `Kernels.pack`."""
+    def matrix_bytes(
+        self, out_features: int, in_features: int, *, bias: bool, precise: bool, kind: str | None = None
+    ) -> int:
+        """Of a linear layer; `precise`: the embedding and head, as in `Kernels.pack`; `kind`: one that is kept."""
         if self.padded:
-            return packed_bytes(out_features, in_features, self.name, bias=bias, precise=precise)
+            name = kind or self.quantization or self.stored
+            return packed_bytes(out_features, in_features, name, bias=bias, precise=precise)
         vector = DTYPE_BYTES[self.activations] * out_features if bias else 0
         return DTYPE_BYTES[self.stored] * out_features * in_features + vector
 
@@ -73,13 +80,13 @@ def choose_precision(model: ModelConfig, config: EngineConfig, device: str) -> P
     computes in bfloat16 where it multiplies that itself, else in float32. Raises UsageError for what only the compiled
     kernels can do.
     """
+    if device != "cpu":
+        return _on_gpu(model, config)
     stored = cast(DtypeName, config.dtype if config.dtype != "auto" else model.torch_dtype or "float32")
     why = "as asked" if config.dtype != "auto" else "as the checkpoint"
-    if device != "cpu":
-        return Precision(stored, stored, _cache(config, stored), f"{stored}, {why}")
     missing = why_not_compiled(config.kernels)
     if missing is None:
-        return _compiled(config, stored, why)
+        return _compiled(model, config, stored, why)
     if config.quantization is not None:
         raise UsageError(f"--quantization {config.quantization}: only the compiled CPU kernels have it, and {missing}")
     if config.kv_cache_dtype == "int8":
@@ -94,6 +101,23 @@ def choose_precision(model: ModelConfig, config: EngineConfig, device: str) -> P
     return Precision("bfloat16", "bfloat16", _cache(config, "bfloat16"), reason)
 
 
+def _on_gpu(model: ModelConfig, config: EngineConfig) -> Precision:
+    """Half precision: as the checkpoint has it, bfloat16 for one in float32."""
+    cpu_only = "only the compiled CPU kernels have it; leave the flag out on a GPU"
+    if config.quantization is not None:
+        raise UsageError(f"--quantization {config.quantization}: {cpu_only}")
+    if config.kv_cache_dtype == "int8":
+        raise UsageError(f"--kv-cache-dtype int8: {cpu_only}")
+    stored: DtypeName
+    if config.dtype != "auto":
+        stored, why = config.dtype, "as asked"
+    elif model.torch_dtype in ("bfloat16", "float16"):
+        stored, why = cast(DtypeName, model.torch_dtype), "as the checkpoint"
+    else:
+        stored, why = "bfloat16", "as a GPU computes it; the checkpoint has more bits"
+    return Precision(stored, stored, _cache(config, stored), f"{stored}, {why}")
+
+
 def why_not_compiled(kernels: str) -> str | None:
     """Why `--kernels kernels` is not the compiled library, to follow "and"; None when it is."""
     if kernels not in ("auto", "cpu"):
@@ -106,8 +130,16 @@ def why_not_compiled(kernels: str) -> str | None:
     return "they are not made for this CPU"
 
 
-def _compiled(config: EngineConfig, stored: DtypeName, why: str) -> Precision:
+def _compiled(model: ModelConfig, config: EngineConfig, stored: DtypeName, why: str) -> Precision:
     cache = _cache(config, stored)
+    if config.quantization is None and config.dtype == "auto" and model.quantized:
+        kinds = [kind for kind, _ in Counter(kind for _, kind in model.quantized).most_common()]
+        kept = tuple(kind for kind in kinds if kind in KEPT)
+        others = ", ".join(kind for kind in kinds if kind not in KEPT)
+        reason = f"{' and '.join(kept)} weights, as the file" if kept else ""
+        if others:
+            reason += f"{'; ' if kept else ''}{stored} weights, worked out of {others}"
+        return Precision(stored, "float32", cache, f"{reason}, computed in float32", kept=kept, padded=True)
     if config.quantization is None:
         reason = f"{stored} weights, {why}" + (", computed in float32" if stored != "float32" else "")
         return Precision(stored, "float32", cache, reason, padded=True)

@@ -17,8 +17,12 @@ from quire.engine.cache_report import ExplainingIndex
 from quire.engine.compiled_sampler import CompiledSampler
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
+from quire.engine.device import CudaDevice
+from quire.engine.device_runner import DEPTH
+from quire.engine.device_start import DeviceStart
 from quire.engine.errors import UsageError
-from quire.engine.hardware import Hardware, available_memory, count_cores
+from quire.engine.gpu import Gpu
+from quire.engine.hardware import available_memory, count_cores, find_hardware
 from quire.engine.kv_cache import KVCache
 from quire.engine.loader import load_model
 from quire.engine.messages import Progress, Ready
@@ -26,15 +30,22 @@ from quire.engine.model_folder import STARTER
 from quire.engine.model_source import read_config
 from quire.engine.models.config import ModelConfig
 from quire.engine.models.decoder import Decoder
-from quire.engine.plan import CachePlan, fit, footprint_of
+from quire.engine.plan import CachePlan, Footprint, fit, footprint_of
 from quire.engine.planted_faults import plant
 from quire.engine.precision import Precision
 from quire.engine.resolve import Resolved
 from quire.engine.runner import ModelRunner
-from quire.engine.runner_seams import StepWatch, Unwatched
+from quire.engine.runner_seams import Model, StepWatch, Unwatched
 from quire.engine.sampler import TorchSampler
 from quire.engine.scheduler import Scheduler, SchedulerConfig
-from quire.engine.warm_up import SMALL_WEIGHTS, STEP_SECONDS, choose_threads, find_token_budget, run_prompt
+from quire.engine.warm_up import (
+    SMALL_WEIGHTS,
+    STEP_SECONDS,
+    WarmRunner,
+    choose_threads,
+    find_token_budget,
+    run_prompt,
+)
 from quire.kernels.cpu.compiled import CompiledKernels
 
 
@@ -72,30 +83,22 @@ def build_engine(
     stopwatch, watch = stopwatch or Stopwatch(), watch or Unwatched()
     folder = Path(config.model)
     model_config = read_config(folder, config.model_name)
-    footprint = footprint_of(config, model_config, Hardware(min(count_cores(), torch.get_num_threads())))
-    resolved, plan = footprint.resolved, fit(footprint, available_memory())
+    hardware = find_hardware(min(count_cores(), torch.get_num_threads()), config.device)
+    footprint = footprint_of(config, model_config, hardware)
+    resolved, gpu = footprint.resolved, hardware.gpu
+    plan = fit(footprint, available_memory() if gpu is None else gpu.limit(config.gpu_memory_utilization))
     backend = _select_kernels(config, resolved, footprint.precision)
     backend.set_threads(resolved.threads)
-    stored, cached = (getattr(torch, name) for name in (footprint.precision.stored, footprint.precision.cache))
-    decoder = _load(config, model_config, resolved, backend, stored, progress, watch)
+    decoder = _load(config, model_config, resolved, backend, footprint.precision, progress, watch)
     stopwatch.lap("weights")
-    plan.check_fits(available_memory())
-    cache = KVCache(model_config.cache_specs(), plan, cached, torch.device(resolved.device))
-    stopwatch.lap("kv_cache")
+    model = plant(decoder, planted or {})
+    if gpu is None:
+        started = _start_on_cpu(config, footprint, plan, backend, model, decoder, watch, stopwatch)
+    else:
+        started = _start_on_gpu(config, footprint, plan, backend, model, decoder, watch, stopwatch, gpu)
+    plan = started.plan
     max_num_seqs = min(resolved.max_num_seqs, plan.num_tokens // plan.block_size)
-    runner = ModelRunner(
-        plant(decoder, planted or {}),
-        backend,
-        cache,
-        max_num_seqs=max_num_seqs,
-        max_model_len=plan.max_model_len,
-        block_size=plan.block_size,
-        vocab_size=resolved.vocab_size,
-        watch=watch,
-        sampler=CompiledSampler(backend.sampling) if isinstance(backend, CompiledKernels) else TorchSampler(),
-    )
-    threads = _threads(config, resolved, runner, plan, backend, decoder.weights_bytes)
-    budget = _warm_up(runner, resolved.max_num_batched_tokens, plan, max_num_seqs)
+    budget = _warm_up(started.runner, resolved.max_num_batched_tokens, plan, max_num_seqs)
     progress(Progress("warmup", 1, 1))
     stopwatch.lap("warmup")
     ready = Ready(
@@ -111,18 +114,78 @@ def build_engine(
         dtype=footprint.precision.name,
         cache_dtype=footprint.precision.cache,
         device=resolved.device,
-        kernels=f"{backend.name} kernels on {resolved.device}, {threads} thread{'s' * (threads > 1)}; "
-        + footprint.precision.reason,
+        kernels=f"{backend.name} kernels on {resolved.device}, {started.with_what}; {footprint.precision.reason}",
         seconds=stopwatch.seconds,
         # The Python code in the starter's folder is ours: it made the weights.
         notes=(*(model_config.warnings if folder != STARTER else ()), *plan.notes),
     )
-    return EngineCore(_scheduler(config, plan, max_num_seqs, budget), runner), ready
+    return EngineCore(_scheduler(config, plan, max_num_seqs, budget), started.runner, depth=started.depth), ready
+
+
+@dataclass(frozen=True)
+class Started:
+    """A runner, the cache that it has, and what the start-up line says of where it computes."""
+
+    runner: WarmRunner
+    plan: CachePlan
+    with_what: str
+    depth: int
+    """Steps in flight."""
+
+
+def _start_on_cpu(
+    config: EngineConfig,
+    footprint: Footprint,
+    plan: CachePlan,
+    backend: kernels.Kernels,
+    model: Model,
+    decoder: Decoder,
+    watch: StepWatch,
+    stopwatch: Stopwatch,
+) -> Started:
+    """A runner in this thread, one step at a time."""
+    resolved = footprint.resolved
+    plan.check_fits(available_memory())
+    cache = KVCache(decoder.cache_spec(), plan, getattr(torch, footprint.precision.cache), backend.device)
+    stopwatch.lap("kv_cache")
+    runner = ModelRunner(
+        model,
+        backend,
+        cache,
+        max_num_seqs=min(resolved.max_num_seqs, plan.num_tokens // plan.block_size),
+        max_model_len=plan.max_model_len,
+        block_size=plan.block_size,
+        vocab_size=resolved.vocab_size,
+        watch=watch,
+        sampler=CompiledSampler(backend.sampling) if isinstance(backend, CompiledKernels) else TorchSampler(),
+    )
+    threads = _threads(config, resolved, runner, plan, backend, decoder.weights_bytes)
+    return Started(runner, plan, f"{threads} thread{'s' * (threads > 1)}", depth=1)
+
+
+def _start_on_gpu(
+    config: EngineConfig,
+    footprint: Footprint,
+    plan: CachePlan,
+    backend: kernels.Kernels,
+    model: Model,
+    decoder: Decoder,
+    watch: StepWatch,
+    stopwatch: Stopwatch,
+    gpu: Gpu,
+) -> Started:
+    """A runner that launches a step while the one before computes."""
+    start = DeviceStart(config, footprint, gpu, CudaDevice(), backend, stopwatch.lap)
+    runner, plan = start.run(model, decoder.cache_spec(), plan.groups, watch)
+    how = "decode steps recorded" if start.records else "every kernel launched by itself"
+    return Started(runner, plan, f"{gpu.name}, {how}", DEPTH)
 
 
 def _select_kernels(config: EngineConfig, resolved: Resolved, precision: Precision) -> kernels.Kernels:
     try:
-        return kernels.select(config.kernels, resolved.device, precision.quantization)
+        return kernels.select(
+            config.kernels, resolved.device, precision.quantization, batch_invariant=config.batch_invariant
+        )
     except kernels.KernelsRefused as error:
         raise UsageError(f"--kernels {config.kernels}: {error}") from error
 
@@ -132,7 +195,7 @@ def _load(
     model_config: ModelConfig,
     resolved: Resolved,
     backend: kernels.Kernels,
-    dtype: torch.dtype,
+    precision: Precision,
     progress: Callable[[Progress], None],
     watch: StepWatch,
 ) -> Decoder:
@@ -144,7 +207,7 @@ def _load(
         Path(config.model),
         model_config,
         backend,
-        dtype=dtype,
+        dtype=getattr(torch, precision.stored),
         load_format=config.load_format,
         seed=config.seed,
         check_weights=config.check_weights,
@@ -175,7 +238,7 @@ def _threads(
     )
 
 
-def _warm_up(runner: ModelRunner, given: int | None, plan: CachePlan, max_num_seqs: int) -> int:
+def _warm_up(runner: WarmRunner, given: int | None, plan: CachePlan, max_num_seqs: int) -> int:
     """The token budget of a step; at least one for each sequence."""
     num_tokens_that_fit = min(plan.num_tokens, plan.max_model_len)
     if given is None:

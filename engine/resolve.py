@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ModelError, UsageError
 from quire.engine.hardware import Hardware
 from quire.engine.models.config import ModelConfig
+from quire.engine.precision import why_not_compiled
 
 DEFAULT_MAX_NUM_SEQS = 64
 """On a CPU; more sequences at once share the same matmul rate and only wait for each other."""
+GPU_MAX_NUM_SEQS = 256
+"""Sequences at once where nothing is asked: a GPU has the matmul rate for them."""
+GPU_MAX_NUM_BATCHED_TOKENS = 8192
+"""Tokens of a step where nothing is asked: a GPU needs that many to be busy, and is done with them soon."""
 MAX_BLOCK_SIZE = 256
 
 
@@ -18,7 +24,7 @@ MAX_BLOCK_SIZE = 256
 class Resolved:
     """Settings with nothing left open but what only a loaded model tells: blocks, and the token budget if not given."""
 
-    device: str
+    device: Literal["cpu", "cuda"]
     threads: int
     block_size: int
     max_model_len: int
@@ -29,12 +35,12 @@ class Resolved:
     """Columns that may be sampled."""
 
 
-def resolve(config: EngineConfig, model: ModelConfig, hardware: Hardware) -> Resolved:
-    """Check every setting and fill in what was left open.
+def resolve(config: EngineConfig, model: ModelConfig, hardware: Hardware, *, for_gpu: bool = False) -> Resolved:
+    """Check every setting and fill in what was left open. `for_gpu`: a plan for a GPU that need not be here.
 
     Raises UsageError naming flag, value and what is allowed; ModelError when the tokenizer belongs to another model.
     """
-    _check_device(config)
+    device = _device(config, hardware, for_gpu)
     _check_at_least_one(config)
     if config.block_size > MAX_BLOCK_SIZE or config.block_size & (config.block_size - 1):
         raise UsageError(f"--block-size {config.block_size}: must be a power of two from 1 to {MAX_BLOCK_SIZE}")
@@ -44,7 +50,7 @@ def resolve(config: EngineConfig, model: ModelConfig, hardware: Hardware) -> Res
             f"--max-model-len {config.max_model_len}: model {config.model_name} was made for contexts of up to {limit} "
             f"tokens; lower it to {limit} at most"
         )
-    max_num_seqs = config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    max_num_seqs = config.max_num_seqs or (DEFAULT_MAX_NUM_SEQS if device == "cpu" else GPU_MAX_NUM_SEQS)
     if config.max_num_batched_tokens is not None and config.max_num_batched_tokens < max_num_seqs:
         if config.max_num_seqs is not None:
             raise UsageError(
@@ -53,20 +59,44 @@ def resolve(config: EngineConfig, model: ModelConfig, hardware: Hardware) -> Res
             )
         max_num_seqs = config.max_num_batched_tokens
     return Resolved(
-        device="cpu",
+        device=device,
         threads=config.threads or hardware.cores,
         block_size=config.block_size,
         max_model_len=config.max_model_len or limit,
         max_model_len_given=config.max_model_len is not None,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.max_num_batched_tokens
+        or (None if device == "cpu" else max(GPU_MAX_NUM_BATCHED_TOKENS, max_num_seqs)),
         vocab_size=_vocab_size(config, model),
     )
 
 
-def _check_device(config: EngineConfig) -> None:
-    if config.device == "cuda":
-        raise UsageError("--device cuda: the GPU kernels are not built yet; use --device cpu")
+def _device(config: EngineConfig, hardware: Hardware, for_gpu: bool) -> Literal["cpu", "cuda"]:
+    """Where to compute: a GPU when it is asked for."""
+    if config.device == "cuda" and hardware.gpu is None:
+        raise UsageError(f"--device cuda: no GPU to serve from: {hardware.why_no_gpu}; use --device cpu")
+    device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" or for_gpu else "cpu"
+    share = config.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"--gpu-memory-utilization {share}: must be above 0 and at most 1, such as 0.9")
+    if share is not None and device == "cpu":
+        raise UsageError(
+            f"--gpu-memory-utilization {share}: no GPU is used; --kv-cache-memory-bytes sets the KV cache on the CPU"
+        )
+    if config.batch_invariant:
+        _check_batch_invariant(config, device)
+    return device
+
+
+def _check_batch_invariant(config: EngineConfig, device: str) -> None:
+    """Who promises answers to the last bit: the compiled kernels always, Triton's when they are told to."""
+    if device == "cuda":
+        why = "--kernels reference was asked for" if config.kernels == "reference" else None
+        who, fix = "the Triton kernels", "--kernels triton"
+    else:
+        why, who, fix = why_not_compiled(config.kernels), "the compiled CPU kernels", "--kernels cpu"
+    if why is not None:
+        raise UsageError(f"--batch-invariant: only {who} promise it, and {why}; use {fix} or leave the flag out")
 
 
 def _check_at_least_one(config: EngineConfig) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from quire.engine.cache_groups import NULL_BLOCK, has_window
+from quire.engine.cache_groups import NULL_BLOCK, CacheGroup, has_window
+from quire.engine.core import Runner
 from quire.engine.messages import pack_ids
-from quire.engine.runner import ModelRunner
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.step import NewRow, RowWork, Step
 
@@ -22,8 +23,16 @@ _LONG_ENOUGH = 0.025
 """A prompt that took this many seconds tells the rate."""
 
 
+class WarmRunner(Runner, Protocol):
+    """A runner that says which cache groups it has."""
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """A `RowWork` names blocks for each of them."""
+
+
 def find_token_budget(
-    runner: ModelRunner,
+    runner: WarmRunner,
     *,
     num_tokens_that_fit: int,
     block_size: int,
@@ -45,7 +54,7 @@ def find_token_budget(
 
 
 def choose_threads(
-    runner: ModelRunner,
+    runner: WarmRunner,
     most: int,
     set_threads: Callable[[int], None],
     *,
@@ -68,7 +77,7 @@ def choose_threads(
     return chosen
 
 
-def _time_prompt(runner: ModelRunner, num_tokens: int, block_size: int, clock: Callable[[], float]) -> float:
+def _time_prompt(runner: WarmRunner, num_tokens: int, block_size: int, clock: Callable[[], float]) -> float:
     """Seconds of the better of two passes."""
     times = []
     for _ in range(2):
@@ -78,7 +87,7 @@ def _time_prompt(runner: ModelRunner, num_tokens: int, block_size: int, clock: C
     return min(times)
 
 
-def run_prompt(runner: ModelRunner, num_tokens: int, block_size: int) -> None:
+def run_prompt(runner: WarmRunner, num_tokens: int, block_size: int) -> None:
     """Compute one made-up prompt in row 0 and sample from it; raises RuntimeError when that fails."""
     params = SamplingParams(temperature=1.0, seed=0)
     new_row = NewRow(0, "warm-up", 0, params, pack_ids([0] * num_tokens), num_tokens)
@@ -88,7 +97,7 @@ def run_prompt(runner: ModelRunner, num_tokens: int, block_size: int) -> None:
     work = RowWork(0, 0, num_tokens, (block_ids,) * len(runner.groups), (0,))
     for step in (Step(0, (work,), (new_row,)), Step(0, (), released_rows=(0,))):
         runner.forward(step)
-        runner.sample(step)
+        runner.sample(step, None)
         for row in runner.collect().rows:
             if row.failure is not None and row.failure.code != "model_numerics":
                 raise RuntimeError(f"the warm-up failed: {row.failure.message}")

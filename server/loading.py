@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from quire.engine.hardware import Hardware, available_memory, count_cores
+from quire.engine.hardware import available_memory, count_cores, find_hardware
 from quire.engine.messages import Progress, Ready
 from quire.engine.model_folder import STARTER, GenerationDefaults, resolve_model
 from quire.engine.model_source import read_config, read_defaults
@@ -41,8 +41,13 @@ def find_model(settings: ServerSettings, progress: LoadProgress) -> LoadedModel:
 
     def inspect(folder: Path) -> ModelConfig:
         config = read_config(folder, name)
-        footprint = footprint_of(settings.to_engine_config(folder, None), config, Hardware(count_cores()))
-        fit(footprint, max(0, available_memory() - PROCESS_BYTES))
+        wanted = settings.to_engine_config(folder, None)
+        hardware = find_hardware(count_cores(), wanted.device)
+        footprint = footprint_of(wanted, config, hardware)
+        if hardware.gpu is not None:
+            fit(footprint, hardware.gpu.limit(wanted.gpu_memory_utilization))
+        else:
+            fit(footprint, max(0, available_memory() - PROCESS_BYTES))
         return config
 
     name = settings.model or "starter"

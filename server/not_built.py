@@ -7,10 +7,7 @@ list.
 from __future__ import annotations
 
 FLAGS: dict[str, str] = {
-    "batch-invariant": "not promised on a GPU yet; on the CPU tokens do not depend on the batch; leave the flag out",
     "enable-lora": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
-    "enforce-eager": "nothing is captured into graphs yet, so every step is eager already; leave the flag out",
-    "gpu-memory-utilization": "there is no GPU backend yet; --kv-cache-memory-bytes sets the KV cache on the CPU",
     "lora-modules": "adapters are not built yet; merge the adapter into the weights and serve the merged folder",
     "reasoning-parser": "reasoning is not separated from the answer yet; it arrives as content",
     "speculative-config": "speculation is not built yet; leave the flag out",

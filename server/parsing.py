@@ -90,6 +90,11 @@ def _optional_milliseconds(value: Any) -> float | None:
     return None if value is None else _number(expected, lambda number: number > 0.0 and math.isfinite(number))(value)
 
 
+def _optional_share(value: Any) -> float | None:
+    expected = "a share above 0 and up to 1, such as 0.9"
+    return None if value is None else _number(expected, lambda number: 0.0 < number <= 1.0)(value)
+
+
 def _names(value: Any) -> Any:
     """A list from YAML or repeated flags, JSON in one string, or names between commas."""
     if isinstance(value, str):
@@ -139,4 +144,5 @@ Seconds = Annotated[
     float, BeforeValidator(_number("seconds, 0 or more", lambda number: number >= 0.0 and math.isfinite(number)))
 ]
 OptionalMilliseconds = Annotated[float | None, BeforeValidator(_optional_milliseconds)]
+OptionalShare = Annotated[float | None, BeforeValidator(_optional_share)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]

@@ -24,6 +24,7 @@ from quire.server.parsing import (
     OptionalCount,
     OptionalMilliseconds,
     OptionalPort,
+    OptionalShare,
     Port,
     RootPath,
     Seconds,
@@ -82,7 +83,10 @@ class ServerSettings(BaseModel):
     api_key_file: Name | None = _flag(ACCESS, "FILE", "one `name key` or `key` a line, readable by its owner only")
     allow_unauthenticated: bool = _flag(ACCESS, "", "leave this machine without a key")
 
-    device: Device = _flag(DEVICE, "DEVICE", "auto, cpu or cuda")
+    device: Device = _flag(DEVICE, "DEVICE", "cpu or cuda; auto: cpu")
+    gpu_memory_utilization: OptionalShare = _flag(DEVICE, "SHARE", "of the GPU's memory that may be taken [0.9]")
+    enforce_eager: bool = _flag(DEVICE, "", "on a GPU, launch every kernel by itself; slower")
+    batch_invariant: bool = _flag(DEVICE, "", "answers that no neighbour changes, to the last bit; slower on a GPU")
     kernels: KernelsName = _flag(DEVICE, "NAME", "auto, cpu, pytorch, reference or triton")
     threads: OptionalCount = _flag(DEVICE, "N", "compute threads on the CPU")
     kv_cache_memory_bytes: OptionalCount = _flag(DEVICE, "SIZE", "memory of the KV cache, such as 2GiB")

@@ -17,6 +17,7 @@ from support.toy_model import TOY_SPEC, ToyKernels, ToyModel
 from quire.engine import precision, warm_up
 from quire.engine.__main__ import serve
 from quire.engine.config import EngineConfig
+from quire.engine.dumps import Dumps
 from quire.engine.errors import CapacityError, ModelError, QuireError, UsageError
 from quire.engine.hardware import Hardware
 from quire.engine.kv_cache import KVCache
@@ -108,7 +109,9 @@ def test_what_was_asked_for_is_kept(model_config: ModelConfig) -> None:
         ({"kv_cache_memory_bytes": 0}, ["--kv-cache-memory-bytes 0"]),
         ({"long_prefill_token_threshold": 0}, ["--long-prefill-token-threshold 0"]),
         ({"threads": 0}, ["--threads 0"]),
-        ({"device": "cuda"}, ["--device cuda", "--device cpu"]),
+        ({"device": "cuda"}, ["--device cuda", "nobody looked for one", "--device cpu"]),
+        ({"gpu_memory_utilization": 0.8}, ["--gpu-memory-utilization 0.8", "--kv-cache-memory-bytes"]),
+        ({"batch_invariant": True, "kernels": "reference"}, ["--batch-invariant", "--kernels cpu"]),
     ],
 )
 def test_settings_that_cannot_be_honoured(fields: dict[str, Any], words: list[str], model_config: ModelConfig) -> None:
@@ -288,7 +291,7 @@ class Serving:
         self.thread.start()
 
     def _serve(self) -> None:
-        self.code = serve(self.engine, self.page)
+        self.code = serve(self.engine, self.page, Dumps())
 
     async def until(self, kind: type[FromEngine]) -> list[FromEngine]:
         heard: list[FromEngine] = []
