@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
@@ -47,6 +48,8 @@ class Admission:
         self.pressure = Pressure.NONE
         self._drain = DrainRate()
         self._meters = {key_id: KeyMeter(of_key, clock()) for key_id, of_key in (keys or {}).items()}
+        self._tickets: dict[Ticket, None] = {}
+        """Of the requests under way, the oldest first."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -65,12 +68,19 @@ class Admission:
             meter.enter(self._clock())
         self.num_requests += 1
         self._idle.clear()
-        return Ticket(self, meter)
+        ticket = Ticket(self, meter)
+        self._tickets[ticket] = None
+        return ticket
 
     def check_room(self, max_running: int) -> None:
         """Refuse what could not be taken anyway before its body is looked at. Raises server_is_overloaded."""
         if self.num_sequences >= self._places(max_running):
             raise self._full(max_running)
+
+    def shed_newest(self, count: int) -> None:
+        """Cut off so many of the requests under way, the newest first."""
+        for ticket in itertools.islice(reversed(self._tickets), count):
+            ticket.shed.set()
 
     async def wait_idle(self, seconds: float) -> bool:
         """Wait until no request is under way, at most so long; whether that is so."""
@@ -125,6 +135,7 @@ class Admission:
         ticket.token_bytes += token_bytes
 
     def _release(self, ticket: Ticket, done: bool) -> None:
+        del self._tickets[ticket]
         self.num_requests -= 1
         if self.num_requests == 0:
             self._idle.set()
@@ -159,6 +170,8 @@ class Ticket:
         self.reserved_tokens = 0
         """Of its key's tokens a minute; what is not among `used_tokens` in the end is given back."""
         self.used_tokens = 0
+        self.shed = asyncio.Event()
+        """Set when the request is cut off to save the others."""
 
     def take_body(self, num_bytes: int) -> None:
         """Reserve room for a piece of the body. Raises server_is_overloaded."""

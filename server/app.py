@@ -56,7 +56,13 @@ def create_app(
 
     def endpoint(handler: Handler, access: Access, *methods: str) -> Endpoint:
         return Endpoint(
-            handler, access=access, methods=methods, keys=service.keys, limits=limits, on_error=_count(service)
+            handler,
+            access=access,
+            methods=methods,
+            keys=service.keys,
+            limits=limits,
+            on_error=_count(service),
+            on_gone=lambda gone: service.metrics.client_gone(stalled=gone.stalled),
         )
 
     table = _table(service, vitals)

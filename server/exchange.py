@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from quire.server.auth import Caller, KeyRing
-from quire.server.errors import ApiError
+from quire.server.errors import ApiError, unavailable
 from quire.server.limits import Limits
 
 Scope = MutableMapping[str, Any]
@@ -36,7 +36,11 @@ STREAM_HEADERS = (
 
 
 class ClientGone(Exception):
-    """The client closed the connection, or takes nothing any more; there is nobody to answer."""
+    """The client closed the connection, or takes nothing any more (`stalled`); there is nobody to answer."""
+
+    def __init__(self, *, stalled: bool = False) -> None:
+        super().__init__()
+        self.stalled = stalled
 
 
 class Access(enum.Enum):
@@ -153,20 +157,24 @@ class Exchange:
         async with self._stall_limit():
             await self._send({"type": "http.response.body", "body": b""})
 
-    async def unless_client_leaves(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` to its end, or cancel it and raise ClientGone as soon as the client closes the connection."""
+    async def unless_client_leaves(self, work: Coroutine[Any, Any, None], shed: asyncio.Event | None = None) -> None:
+        """Run `work` to its end; or cancel it, and raise ClientGone as soon as the client closes the connection, or
+        server_is_overloaded once `shed` is set."""
         task = asyncio.create_task(work)
         watcher = asyncio.create_task(self._until_gone())
+        shedding = asyncio.create_task((shed or asyncio.Event()).wait())
         try:
-            await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, watcher, shedding}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
                 return
+            if shedding.done():
+                raise unavailable("server_is_overloaded", "The server ran out of memory; this answer was cut off.", 10)
             raise ClientGone
         finally:
-            for unfinished in (task, watcher):
+            for unfinished in (task, watcher, shedding):
                 unfinished.cancel()
-            await asyncio.gather(task, watcher, return_exceptions=True)
+            await asyncio.gather(task, watcher, shedding, return_exceptions=True)
 
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -199,7 +207,7 @@ class _StallLimit:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
             self._exchange.abort()
-            raise ClientGone from None
+            raise ClientGone(stalled=True) from None
 
 
 def body_too_large(limit: int) -> ApiError:
@@ -219,9 +227,10 @@ class Endpoint:
         keys: KeyRing,
         limits: Limits,
         on_error: Callable[[Exchange, ApiError], None],
+        on_gone: Callable[[ClientGone], None],
     ) -> None:
         self.handler, self.access, self.methods = handler, access, methods
-        self.keys, self.limits, self.on_error = keys, limits, on_error
+        self.keys, self.limits, self.on_error, self.on_gone = keys, limits, on_error, on_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every error that is not the client's leaving becomes an envelope."""
@@ -230,7 +239,8 @@ class Endpoint:
             await self._answer(exchange)
         except ApiError as error:
             await self._refuse(exchange, error)
-        except ClientGone:
+        except ClientGone as gone:
+            self.on_gone(gone)
             logger.debug("client left: %s", scope["path"])
         except Exception:
             logger.exception("error while answering %s %s", scope["method"], scope["path"])
@@ -255,7 +265,8 @@ class Endpoint:
         self.on_error(exchange, error)
         try:
             await exchange.respond_error(error)
-        except ClientGone:
+        except ClientGone as gone:
+            self.on_gone(gone)
             logger.debug("client left before its error: %s", exchange.scope["path"])
 
 

@@ -18,6 +18,10 @@ USER_TIMEOUT_MS = 30_000
 """How long sent bytes may stay unacknowledged before the kernel drops a connection (a half-open one, or one that reads
 nothing)."""
 
+SEND_BUFFER_BYTES = 128 << 10
+"""What the kernel takes of a stream that nobody reads (it doubles the number). Without a bound that grows to megabytes
+for each, and a reader that has stalled is noticed late."""
+
 
 def bind(settings: ServerSettings) -> socket.socket:
     """A bound and listening socket. Raises BindError naming the address, the reason and, where visible, the holder."""
@@ -40,9 +44,10 @@ def _bind_tcp(host: str, port: int, flag: str) -> socket.socket:
         raise BindError(f"--host {host}: not an address of this machine ({error.strerror})") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted connections inherit both.
+    # Accepted connections inherit these.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         listener.bind(address)
         listener.listen(BACKLOG)

@@ -31,6 +31,7 @@ LATENCY_BUCKETS = (
 )
 TOKEN_BUCKETS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+CANCEL_CAUSES = ("client_gone", "stalled")
 FINISH_REASONS = ("stop", "length", "aborted", "timeout", "error")
 
 
@@ -78,6 +79,14 @@ class Metrics:
             ["model_name", "reason"],
             registry=self.registry,
         )
+        self._cancels = Counter(
+            f"{prefix}:request_cancels",
+            "Requests whose client left, or took nothing any more.",
+            ["model_name", "cause"],
+            registry=self.registry,
+        )
+        for cause in CANCEL_CAUSES:
+            self._cancels.labels(model_name, cause)
         for reason in FINISH_REASONS:
             self._success.labels(model_name, reason)
         histogram = self._histogram
@@ -96,6 +105,10 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """Count a refusal; `reason` is an error code of ours, never text of a client."""
         self._rejections.labels(self._labels["model_name"], reason).inc()
+
+    def client_gone(self, *, stalled: bool) -> None:
+        """Count a client that left, or one that was cut because it stalled."""
+        self._cancels.labels(self._labels["model_name"], CANCEL_CAUSES[stalled]).inc()
 
     def ended(self, reason: str) -> None:
         """Count the end of a choice."""

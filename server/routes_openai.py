@@ -48,7 +48,7 @@ class OpenAIRoutes:
                 num_bytes = sum(len(message["content"].encode()) for message in request.messages)
                 check_byte_bound(num_bytes, service.text.tokenizer, facts.max_model_len, "messages")
             self._reserve(ticket, request.sampling.params.n, request.options, facts)
-            await exchange.unless_client_leaves(self._chat(exchange, request, facts, ticket, arrival))
+            await exchange.unless_client_leaves(self._chat(exchange, request, facts, ticket, arrival), ticket.shed)
 
     async def completions(self, exchange: Exchange) -> None:
         """POST /v1/completions."""
@@ -67,7 +67,7 @@ class OpenAIRoutes:
                         num_bytes = len(prompt.encode())
                         check_byte_bound(num_bytes, service.text.tokenizer, facts.max_model_len, "prompt")
             self._reserve(ticket, len(request.prompts) * request.sampling.params.n, request.options, facts)
-            await exchange.unless_client_leaves(self._complete(exchange, request, facts, ticket, arrival))
+            await exchange.unless_client_leaves(self._complete(exchange, request, facts, ticket, arrival), ticket.shed)
 
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models."""

@@ -25,6 +25,7 @@ import uvicorn
 import uvloop
 
 from quire.engine.async_engine import AsyncEngine
+from quire.engine.hardware import available_memory
 from quire.engine.text_worker import Load, TextWorker, check_templates
 from quire.server import logs
 from quire.server.busy_log import log_while_busy
@@ -36,6 +37,7 @@ from quire.server.health_port import Answered, HealthPort
 from quire.server.limits import Limits, connection_limit
 from quire.server.listen import address_of, bind, bind_health
 from quire.server.loading import LoadedModel, LoadProgress, find_model, start_lines
+from quire.server.memory_gauge import MemoryGauge
 from quire.server.metrics import CONTENT_TYPE
 from quire.server.protocol import protocol_class
 from quire.server.pulse import Pulse
@@ -113,7 +115,7 @@ class _Life:
         told = asyncio.create_task(self.signalled.wait())
         loading = asyncio.create_task(self._load())
         beating = asyncio.create_task(self.pulse.keep_beating())
-        busy = None
+        busy = gauging = None
         try:
             await asyncio.wait({loading, told, serving}, return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
@@ -121,11 +123,13 @@ class _Life:
             await loading
             if not self.settings.disable_log_stats and self.engine is not None:
                 busy = asyncio.create_task(log_while_busy(self.engine))
+            if self.service is not None:
+                gauging = asyncio.create_task(MemoryGauge(self.service.admission, available_memory()).watch())
             await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
             await self._drain()
             return 0
         finally:
-            for task in (loading, told, beating, busy):
+            for task in (loading, told, beating, busy, gauging):
                 if task is not None:
                     task.cancel()
             web.should_exit = True

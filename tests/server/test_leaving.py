@@ -144,6 +144,9 @@ async def test_stalled_reader_is_dropped(engine: StubEngine) -> None:
     await asyncio.wait_for(client.task, 5)
     assert client.aborted
     assert engine.cancelled == 1
+    exposition = app.state.service.metrics.exposition()
+    assert b'quire:request_cancels_total{cause="stalled",model_name="stub"} 1.0' in exposition
+    assert b'quire:request_cancels_total{cause="client_gone",model_name="stub"} 0.0' in exposition
     assert_idle(app, engine)
 
 
