@@ -217,7 +217,7 @@ class RequestTable:
                 return [Send(LiveIds(tuple(self._entries)))]
             case EngineKnows(asked, known):
                 failure = Failure("request_lost", "the engine does not know this request any more", 500)
-                return self._fail([name for name in asked - known if name in self._entries], failure, now)
+                return self._fail([name for name in sorted(asked - known) if name in self._entries], failure, now)
             case Drain():
                 self._draining = True
                 self.state = "draining"
