@@ -45,6 +45,8 @@ END_TEXTS = frozenset(
     ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "<EOT>")
 )
 """Control tokens that end an answer in every model that has them; few files name more than one of theirs."""
+PLAIN = ("F32", "F16", "BF16")
+"""Kinds of tensors that are not quantized."""
 CONTROL = 3
 """token_type of tokens that are no text."""
 OTHER_MODEL = "use a model of a supported architecture"
@@ -118,7 +120,12 @@ def _config(file: GgufFile) -> ModelConfig:
     values = ARCHITECTURE_WORDS[architecture](fields)
     words = Fields({key: value for key, value in values.items() if value is not None}, file.model, file.path.name)
     config = ARCHITECTURES[values["architectures"][0]](words)
-    config = replace(config, names=GPT2_NAMES if architecture == "gpt2" else NAMES)
+    quantized = tuple(
+        (name, tensor.kind.name.lower())
+        for name, tensor in file.tensors.items()
+        if len(tensor.shape) == 2 and tensor.kind.name not in PLAIN
+    )
+    config = replace(config, names=GPT2_NAMES if architecture == "gpt2" else NAMES, quantized=quantized)
     factors = file.tensors.get(ROPE_FACTORS)
     if factors is not None:
         config = _with_factors(config, tuple(file.floats(factors)), file)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from quire.engine.errors import ModelError
 from quire.engine.gguf_config import permuted_heads
 from quire.engine.gguf_file import GgufFile, GgufTensor
 from quire.engine.models.config import ModelConfig
-from quire.engine.models.shapes import weight_shapes
+from quire.engine.models.shapes import common_kind, weight_shapes
 from quire.engine.safetensors_file import list_names
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -27,8 +27,6 @@ PIECE_VALUES = 4 << 20
 GROUP = 32
 """Values that share a scale in Q8_0 and Q4_0."""
 OTHER_MODEL = "the file may be of an unusual model or incomplete; download it again or take another file of the model"
-
-QuantizedKind = Literal["q8_0", "q4_0"]
 
 
 class GgufWeights:
@@ -41,8 +39,13 @@ class GgufWeights:
         dtype_of: Callable[[tuple[int, ...]], torch.dtype],
         check: bool,
         progress: Callable[[int, int], None],
+        kept: Sequence[str] = (),
     ) -> None:
-        """`dtype_of` says by shape what is handed out. Raises ModelError where the file does not fit (M14)."""
+        """`dtype_of` says by shape what is handed out; `kept` are kinds of quantized matrices that stay so.
+
+        Raises ModelError where the file does not fit (M14).
+        """
+        self.kept = tuple(kept)
         self.file, self.config, self.dtype_of, self.check, self.progress = file, config, dtype_of, check, progress
         self.tensors = match_tensors(file, config)
         self.bytes_taken = self._bytes_read = 0
@@ -63,15 +66,17 @@ class GgufWeights:
         self.bytes_taken += found.nbytes
         return self._in_order(name, found.view(shape))
 
-    def take_quantized(self, name: str) -> tuple[QuantizedKind, Tensor, Tensor] | None:
-        """(kind, codes int8 [out, in], scales float32 [out, in / 32]) of a Q8_0 or Q4_0 matrix; None for any other.
+    def common_kind(self, names: Sequence[str]) -> str | None:
+        """What the linear layers `names` are all quantized in, where that is kept."""
+        return common_kind(self.config, self.kept, names)
 
-        A weight is its code times its group's scale; codes of q4_0 lie within -8..7. Counts as taken.
+    def take_codes(self, name: str) -> tuple[Tensor, Tensor]:
+        """(codes int8 [out, in], scales float32 [out, in / 32]) of a Q8_0 or Q4_0 matrix; counts as taken.
+
+        A weight is its code times its group's scale; codes of Q4_0 lie within -8..7.
         """
         tensor = self.tensors[name]
         kind = tensor.kind.name
-        if kind not in ("Q8_0", "Q4_0") or len(tensor.shape) != 2:
-            return None
         rows, columns = tensor.shape
         codes = torch.empty(rows, columns, dtype=torch.int8)
         scales = torch.empty(rows, columns // GROUP)
@@ -84,7 +89,7 @@ class GgufWeights:
         if self.check and not torch.isfinite(scales).all():
             raise self.file.fault("NaN or Inf in the weights", f"tensor {name}", "download the model again")
         self.bytes_taken += codes.nbytes + scales.nbytes
-        return "q8_0" if kind == "Q8_0" else "q4_0", self._in_order(name, codes), self._in_order(name, scales)
+        return self._in_order(name, codes), self._in_order(name, scales)
 
     def _values(self, tensor: GgufTensor, first: int, count: int) -> Tensor:
         """`count` rows from `first` on, as stored or float32."""

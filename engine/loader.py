@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +46,12 @@ def load_model(
     progress: ProgressCallback = lambda done, total: None,
     num_positions: int | None = None,
     model_name: str | None = None,
+    kept: Sequence[str] = (),
 ) -> Decoder:
     """Load the weights in `folder`, or make random ones (load_format "dummy").
 
     `progress` hears (bytes done, bytes in all). `num_positions` bounds the longest sequence that will be served.
+    `kept`: kinds of quantized matrices that are packed as the file has them.
     Raises ModelError for any fault of the files (M09, M10, M11, M14, M16). Whether there is room for the weights,
     `quire.engine.plan` has said before.
     """
@@ -63,7 +65,7 @@ def load_model(
             weights = DummyWeights(seed, dtypes, num_bytes, progress, kernels.device)
         elif is_gguf(folder):
             file = stack.enter_context(closing(GgufFile(folder, model)))
-            weights = GgufWeights(file, config, dtypes.of, check_weights, progress)
+            weights = GgufWeights(file, config, dtypes.of, check_weights, progress, kept)
         else:
             files = [stack.enter_context(closing(file)) for file in _open_files(folder, model)]
             entries = match_names(files, expected, config.names, model)

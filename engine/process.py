@@ -208,6 +208,7 @@ def _load(
         model_config,
         backend,
         dtype=getattr(torch, precision.stored),
+        kept=precision.kept,
         load_format=config.load_format,
         seed=config.seed,
         check_weights=config.check_weights,

@@ -7,7 +7,7 @@ by one parametrized test. A backend is chosen once (`quire.kernels.select`) and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,17 @@ class Packed(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes that they take, scales and bias included."""
+
+
+@runtime_checkable
+class PacksCodes(Protocol):
+    """A backend that multiplies by weights as a GGUF file has them."""
+
+    def pack_codes(self, kind: str, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Packed:
+        """As `Kernels.pack`: kind q8_0 or q4_0 (codes -8 .. 7), codes int8 [out, in], scales float32 [out, in / 32].
+
+        A weight is its code times its group's scale, which is a float16.
+        """
 
 
 class Kernels(Protocol):

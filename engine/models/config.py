@@ -133,6 +133,8 @@ class ModelConfig:
     """float32 | bfloat16 | float16, as config.json says; "" when it says nothing."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    quantized: tuple[tuple[str, str], ...] = ()
+    """(name, kind) of the matrices that the file has quantized: q8_0, q4_k, ..."""
     warnings: tuple[str, ...] = field(default=())
     """Sentences for the operator."""
 

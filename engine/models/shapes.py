@@ -50,8 +50,14 @@ def count_weights(config: ModelConfig) -> WeightCounts:
 class Storage(Protocol):
     """Says how many bytes weights take; `quire.engine.precision.Precision` is one."""
 
-    def matrix_bytes(self, out_features: int, in_features: int, *, bias: bool, precise: bool) -> int:
-        """Of a linear layer, packed; `precise`: see `quire.kernels.interface.Kernels.pack`."""
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Kinds of quantized matrices that stay as the file has them."""
+
+    def matrix_bytes(
+        self, out_features: int, in_features: int, *, bias: bool, precise: bool, kind: str | None = None
+    ) -> int:
+        """Of a linear layer, packed; `precise`: see `quire.kernels.interface.Kernels.pack`; `kind`: if kept."""
 
     def table_bytes(self, count: int) -> int:
         """Of weights that are only read by row."""
@@ -62,25 +68,38 @@ class Storage(Protocol):
 
 def count_bytes(config: ModelConfig, storage: Storage) -> WeightCounts:
     """How many bytes each part of the model takes, its linear layers packed as `take_linear` packs them."""
-    counts = count_weights(config)
-    embeddings = storage.matrix_bytes(config.vocab_size, config.hidden_size, bias=False, precise=True)
+    counts, names = count_weights(config), config.names
+    head = names.prefix + names.embedding if config.tie_word_embeddings else names.lm_head
+    kind = common_kind(config, storage.kept, [head])
+    embeddings = storage.matrix_bytes(config.vocab_size, config.hidden_size, bias=False, precise=True, kind=kind)
     embeddings += storage.table_bytes(counts.embeddings - count_head(config))
     attention = feed_forward = 0
-    for layer in config.layers:
+    for index, layer in enumerate(config.layers):
+        prefix = names.prefix + names.layer.format(index)
         mixer, mlp = layer.attention, layer.feed_forward
         query_size, kv_size = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-        for out_features, in_features, bias in (
-            (query_size + 2 * kv_size, config.hidden_size, mixer.qkv_bias),
-            (config.hidden_size, query_size, mixer.out_bias),
+        for parts, out_features, in_features, bias in (
+            (names.qkv, query_size + 2 * kv_size, config.hidden_size, mixer.qkv_bias),
+            ((names.out,), config.hidden_size, query_size, mixer.out_bias),
         ):
-            attention += storage.matrix_bytes(out_features, in_features, bias=bias, precise=False)
+            kind = common_kind(config, storage.kept, [prefix + name for name in parts])
+            attention += storage.matrix_bytes(out_features, in_features, bias=bias, precise=False, kind=kind)
         attention += storage.vector_bytes(2 * mixer.head_dim if mixer.qk_norm is not None else 0)
-        for out_features, in_features in (
-            (mlp.intermediate_size * (2 if mlp.gated else 1), config.hidden_size),
-            (config.hidden_size, mlp.intermediate_size),
+        for parts, out_features, in_features in (
+            (names.gate_up, mlp.intermediate_size * (2 if mlp.gated else 1), config.hidden_size),
+            ((names.down,), config.hidden_size, mlp.intermediate_size),
         ):
-            feed_forward += storage.matrix_bytes(out_features, in_features, bias=mlp.bias, precise=False)
+            kind = common_kind(config, storage.kept, [prefix + name for name in parts])
+            feed_forward += storage.matrix_bytes(out_features, in_features, bias=mlp.bias, precise=False, kind=kind)
     return WeightCounts(embeddings, attention, feed_forward, storage.vector_bytes(counts.norms))
+
+
+def common_kind(config: ModelConfig, kept: Sequence[str], names: Sequence[str]) -> str | None:
+    """What linear layers side by side are kept in: the kind of all their matrices in the file, where it is `kept`."""
+    of = dict(config.quantized)
+    kinds = {of.get(f"{name}.weight") for name in names}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind if kind in kept else None
 
 
 def count_head(config: ModelConfig) -> int:

@@ -28,7 +28,7 @@ class CompiledKernels:
         self._library, self._precision = library, precision
         self._linear, self._attention, self._pointwise = Linear(library), PagedAttention(library), Pointwise(library)
         self.linear = self._linear.apply
-        self.embedding = self._linear.rows
+        self.embedding, self.pack_codes = self._linear.rows, self._linear.pack_codes
         self.rms_norm, self.layer_norm = self._pointwise.rms_norm, self._pointwise.layer_norm
         self.write_kv = self._attention.write
         self.layer = Layers(library).make

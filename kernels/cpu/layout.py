@@ -11,8 +11,12 @@ UNITS = {
     "int8": (64, 66),
     "int4": (32, 18),
     "int8-w8a8": (64, 70),
+    "q8_0": (32, 34),
+    "q4_0": (32, 18),
 }
 """Precision -> positions along the input that are packed together, and the bytes that they take for one output."""
+KEPT = ("q8_0", "q4_0")
+"""Of GGUF files: packed code by code, with the scales of the file."""
 PRECISE = {"int4": "int8"}
 """Precision of the layers -> precision of a matrix whose errors are seen directly, where it is another one."""
 

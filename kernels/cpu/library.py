@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 2
+ABI = 3
 """What `quire_abi` must answer."""
 PATH = Path(__file__).parent / "libquire_cpu.so"
 NEEDS = {

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quire.kernels.cpu.layout import KEPT
 from quire.kernels.cpu.library import Library
 
 BLOCK = 64
 """Outputs that are packed together."""
 SLAB_BYTES = 8 << 20
 """How much of a weight is converted at a time."""
+GROUP = 32
+"""Codes that share a scale."""
 HUGE_PAGE = 2 << 20
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """What is handed over to be packed; float32 for the others."""
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4, "int8-w8a8": 5}
-"""Precision -> what native/matmul.h calls it. int8-w8a8 needs VNNI."""
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4, "int8-w8a8": 5, "q8_0": 6, "q4_0": 7}
+"""Precision -> what native/matmul.h calls it. int8-w8a8 needs VNNI, and those of GGUF come as codes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +57,14 @@ class Linear:
         self._bytes: Callable[[int, int, int], int] = library.function("linear_bytes", (kind, size, size), size)
         self._huge_pages = library.function("linear_huge_pages", (address, size))
         self._pack = library.function("linear_pack", (kind, address, size, size, address, size))
+        self._pack_codes = library.function("linear_pack_codes", (kind, address, address, size, size, address, size))
         self._linear = library.function("linear", (kind, address, size, size, address, address, address, size), kind)
         self._rows = library.function("linear_rows", (kind, address, size, address, size, address))
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """What `pack` can make here."""
-        return tuple(name for name, kind in KINDS.items() if self._bytes(kind, 1, 1))
+        return tuple(name for name, kind in KINDS.items() if name not in KEPT and self._bytes(kind, 1, 1))
 
     def pack(self, weight: Tensor, bias: Tensor | None, precision: str | None = None) -> PackedLinear:
         """Pack weight [out, in] (float32, bfloat16, float16) and bias [out]; `precision` None keeps the weight's own.
@@ -81,11 +85,20 @@ class Linear:
         for start in range(0, out_features, slab):
             rows = weight[start : start + slab].to(DTYPES.get(precision, torch.float32)).contiguous()
             self._pack(kind, rows.data_ptr(), len(rows), in_features, data.data_ptr(), start // BLOCK)
-        padded_bias = None
-        if bias is not None:
-            padded_bias = torch.zeros(-(-out_features // BLOCK) * BLOCK)
-            padded_bias[:out_features] = bias
-        return PackedLinear(out_features, in_features, precision, data, padded_bias)
+        return PackedLinear(out_features, in_features, precision, data, _padded(bias))
+
+    def pack_codes(self, kind: str, codes: Tensor, scales: Tensor, bias: Tensor | None) -> PackedLinear:
+        """As `quire.kernels.interface.PacksCodes`; ValueError for another kind or another shape."""
+        out_features, in_features = codes.shape
+        if kind not in KEPT or in_features % GROUP or scales.shape != (out_features, in_features // GROUP):
+            raise ValueError(f"no codes of {kind}: {list(codes.shape)} with scales {list(scales.shape)}")
+        data = _on_a_huge_page(self._bytes(KINDS[kind], out_features, in_features))
+        self._huge_pages(data.data_ptr(), data.nbytes)
+        codes, halves = codes.to(torch.int8).contiguous(), scales.to(torch.float16).contiguous()
+        self._pack_codes(
+            KINDS[kind], codes.data_ptr(), halves.data_ptr(), out_features, in_features, data.data_ptr(), 0
+        )
+        return PackedLinear(out_features, in_features, kind, data, _padded(bias))
 
     def apply(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """x float32 [T, in] -> float32 [T, out]; a row of the result depends on that row of x alone, bit for bit."""
@@ -120,6 +133,15 @@ class Linear:
             out.data_ptr(),
         )
         return out
+
+
+def _padded(bias: Tensor | None) -> Tensor | None:
+    """float32 [out, rounded up to 64]"""
+    if bias is None:
+        return None
+    padded = torch.zeros(-(-len(bias) // BLOCK) * BLOCK)
+    padded[: len(bias)] = bias
+    return padded
 
 
 def _on_a_huge_page(num_bytes: int) -> Tensor:

@@ -20,6 +20,7 @@ from support.checkpoints import FAMILIES, PROMPT, tiny_checkpoint
 from support.gguf_files import as_stored, write_gguf
 from support.greedy import Driver
 
+from quire.engine.config import EngineConfig
 from quire.engine.errors import ModelError
 from quire.engine.gguf_file import GgufFile
 from quire.engine.gguf_weights import GgufWeights
@@ -29,6 +30,8 @@ from quire.engine.model_folder import resolve_model
 from quire.engine.model_source import read_config, read_defaults
 from quire.engine.models.decoder import Decoder
 from quire.engine.models.rope import inverse_frequencies
+from quire.engine.models.shapes import count_bytes
+from quire.engine.precision import choose_precision
 from quire.engine.sampling_params import SamplingParams
 from quire.kernels import select
 
@@ -128,19 +131,51 @@ def test_codes_and_scales_make_the_weights(kind: str, low: int, high: int, small
     path = write_gguf(small, tmp_path / "m.gguf", kind)
     config = read_config(path, "tiny")
     with closing(GgufFile(path, "tiny")) as file:
-        weights = GgufWeights(file, config, lambda shape: torch.float32, True, lambda done, total: None)
+        kept = ("q8_0", "q4_0")
+        weights = GgufWeights(file, config, lambda shape: torch.float32, True, lambda done, total: None, kept)
         for name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.ffn_down.weight", "output.weight"):
-            found = weights.take_quantized(name)
-            assert found is not None
-            stored, codes, scales = found
+            assert weights.common_kind([name.removesuffix(".weight")]) == kind.lower()
+            codes, scales = weights.take_codes(name)
+            assert (codes.dtype, scales.dtype) == (torch.int8, torch.float32)
             rows, columns = file.tensors[name].shape
-            assert (stored, codes.dtype, scales.dtype) == (kind.lower(), torch.int8, torch.float32)
             assert codes.shape == (rows, columns)
             assert scales.shape == (rows, columns // 32)
             assert low <= codes.min() < 0 < codes.max() <= high
             values = (codes.view(rows, -1, 32) * scales[..., None]).view(rows, columns)
             assert torch.equal(values, weights.take(name, (rows, columns)))
-        assert weights.take_quantized("output_norm.weight") is None
+        assert weights.common_kind(["output_norm"]) is None
+        assert weights.common_kind(["blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v"]) == kind.lower()
+        assert weights.common_kind(["blk.0.attn_q", "output_norm"]) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_the_compiled_kernels_keep_codes_and_scales(kind: str, family: str, tmp_path: Path) -> None:
+    """The same weights as worked out in float32: logits differ by the order of roundings alone."""
+    path = write_gguf(tiny_checkpoint(tmp_path, family), tmp_path / "m.gguf", kind)
+    config, backend = read_config(path, "tiny"), select("cpu", "cpu")
+    precision = choose_precision(config, EngineConfig(model=str(path), model_name="tiny"), "cpu")
+    assert precision.kept == (kind.lower(),)
+    assert precision.name == kind.lower()
+    assert precision.reason == f"{kind.lower()} weights, as the file, computed in float32"
+    kept = load_model(path, config, backend, dtype=torch.float32, model_name="tiny", kept=precision.kept)
+    worked_out = load_model(path, config, backend, dtype=torch.float32, model_name="tiny")
+    assert kept.weights_bytes < worked_out.weights_bytes
+    torch.testing.assert_close(Driver(kept).feed(PROMPT), Driver(worked_out).feed(PROMPT), rtol=1e-4, atol=1e-5)
+    stored = load_model(path, config, backend, dtype=torch.bfloat16, model_name="tiny", kept=precision.kept)
+    assert stored.weights_bytes == count_bytes(config, precision).total
+
+
+def test_what_is_worked_out_is_said(small: Path, tmp_path: Path) -> None:
+    path = write_gguf(small, tmp_path / "m.gguf", "Q8_0")
+    config = read_config(path, "tiny")
+    mixed = replace(config, quantized=(*config.quantized, ("blk.9.attn_q.weight", "q6_k")))
+    options = {"model": str(path), "model_name": "tiny"}
+    reason = choose_precision(mixed, EngineConfig(**options), "cpu").reason
+    assert reason == "q8_0 weights, as the file; bfloat16 weights, worked out of q6_k, computed in float32"
+    asked = choose_precision(config, EngineConfig(**options, dtype="bfloat16"), "cpu")
+    assert asked.kept == ()
+    assert asked.reason == "bfloat16 weights, as asked, computed in float32"
 
 
 def q4_k(block: bytes) -> list[float]:
@@ -187,9 +222,10 @@ def test_k_quants_are_worked_out(
     path = write_gguf(folder, tmp_path / "m.gguf", leave_out=(name,), stored={name: (blocks, stored)})
     config = read_config(path, "tiny")
     with closing(GgufFile(path, "tiny")) as file:
-        weights = GgufWeights(file, config, lambda shape: torch.float32, True, lambda done, total: None)
+        kept = ("q8_0", "q4_0")
+        weights = GgufWeights(file, config, lambda shape: torch.float32, True, lambda done, total: None, kept)
         found = weights.take(name, (256, 256))
-        assert weights.take_quantized(name) is None
+        assert weights.common_kind([name.removesuffix(".weight")]) is None
     expected = torch.tensor([work_out(bytes(row)) for row in blocks])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quire.kernels.cpu import library
+from quire.kernels.cpu.layout import packed_bytes
 from quire.kernels.cpu.linear import Linear, PackedLinear
 
 try:
@@ -150,3 +151,27 @@ def test_a_view_of_rows_and_no_rows(linear: Linear) -> None:
     packed, x = linear.pack(random(64, 32), None), random(4, 64)
     assert torch.equal(linear.apply(x[:, 32:], packed), linear.apply(x[:, 32:].contiguous(), packed))
     assert linear.apply(x[:0, 32:], packed).shape == (0, 64)
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("q8_0", -127, 128), ("q4_0", -8, 8)])
+@pytest.mark.parametrize("shape", [(1, 32), (65, 96), (200, 320)], ids=str)
+def test_codes_of_a_file_are_kept(
+    kind: str, low: int, high: int, shape: tuple[int, int], linear: Linear, threads: None
+) -> None:
+    """As if multiplied by code times scale, for any number of rows the same; and every weight is read back exactly."""
+    out_features, in_features = shape
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(low, high, shape, generator=random, dtype=torch.int8)
+    scales = torch.randn(out_features, in_features // 32, generator=random).mul_(0.01).half().float()
+    bias = torch.randn(out_features, generator=random)
+    weight = (codes.view(out_features, -1, 32) * scales[..., None]).view(shape)
+    packed = linear.pack_codes(kind, codes, scales, bias)
+    assert packed.nbytes == packed_bytes(out_features, in_features, kind, bias=True, precise=False)
+    assert torch.equal(linear.rows(torch.arange(out_features), packed), weight)
+    x = torch.randn(70, in_features, generator=random)
+    found = linear.apply(x, packed)
+    torch.testing.assert_close(found, x @ weight.T + bias, rtol=1e-4, atol=1e-4)
+    for rows in (1, 2, 6, 7, 13, 69):
+        assert torch.equal(linear.apply(x[:rows], packed), found[:rows])
+    with pytest.raises(ValueError, match="no codes"):
+        linear.pack_codes("int8", codes, scales, bias)

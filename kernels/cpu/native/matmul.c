@@ -15,11 +15,12 @@
 
 /* A tile whose weights come from memory: alone, or one of two that share what is asked for ahead. */
 static void stream(int kind, int64_t rows, int is_alone, tile_t *t) {
+#define LINES(bytes) ((bytes) < 64 ? 1 : (bytes) / 64)
 #define STREAM(kind, bytes)                                                                   \
     case kind:                                                                                \
         t->step = is_alone ? bytes : bytes / 2;                                               \
-        if (is_alone) tile_of_rows(kind, FEW, (bytes + 63) / 64, rows, t);                    \
-        else tile_of_rows(kind, FEW, (bytes / 2 + 63) / 64, rows, t);                         \
+        if (is_alone) tile_of_rows(kind, FEW, LINES(bytes), rows, t);                    \
+        else tile_of_rows(kind, FEW, LINES(bytes / 2), rows, t);                         \
         break;
     switch (kind) {
         STREAM(FLOAT32, 256)
@@ -27,15 +28,18 @@ static void stream(int kind, int64_t rows, int is_alone, tile_t *t) {
         STREAM(FLOAT16, 128)
         STREAM(INT8, 66)
         STREAM(INT4, 288)
+        STREAM(Q8_0, 68)
+        STREAM(Q4_0, 288)
 #if defined(__AVX512VNNI__)
         STREAM(INT8_INT8, 280)
 #endif
     }
 #undef STREAM
+#undef LINES
 }
 
 static void panel_tile(int kind, int64_t rows, tile_t *t) {
-    if (kind == INT8 || kind == INT4) tile_of_rows(PANEL, ROWS, 2, rows, t);
+    if (IS_GROUPS(kind)) tile_of_rows(PANEL, ROWS, 2, rows, t);
 #if defined(__AVX512BF16__)
     else if (PAIRED(kind)) tile_of_rows(BFLOAT16, ROWS, 2, rows, t);
 #endif
@@ -54,13 +58,13 @@ INLINE int64_t pitch_of(UNUSED int kind) { return QUADS(kind) ? CHUNK8 / 4 + 16 
 /* Codes of `depth` positions as floats, group after group, and the scales [groups][64]. */
 static void widen_groups(int kind, const char *weights, int64_t depth, float *panel, float *scales) {
     const unit_t unit = unit_of(kind);
-    const codes_t codes = codes_load(CODES);
+    const codes_t codes = codes_load(CODES_OF(kind));
     for (int64_t i = 0; i < depth; i += unit.positions, weights += unit.bytes, scales += BLOCK) {
         const char *from = weights + 2 * BLOCK;
-        for (int c = 0; c < BLOCK; c += VL) vstore(scales + c, vload_bf16((const bf16 *)weights + c));
+        for (int c = 0; c < BLOCK; c += VL) vstore(scales + c, vload_scales(kind, weights + 2 * c));
         for (int64_t j = 0; j < unit.positions; j++, panel += BLOCK)
             for (int c = 0; c < BLOCK; c += VL) {
-                if (kind == INT8) vstore(panel + c, vload_i8((const int8_t *)from + j * BLOCK + c));
+                if (IS_BYTES(kind)) vstore(panel + c, vload_i8((const int8_t *)from + j * BLOCK + c));
                 else if (j % 8 == 0) {
                     vi raw = vload_words(from + j / 2 * BLOCK + 4 * c);
                     for (int k = 0; k < 8; k++, raw = vnext_code(raw)) vstore(panel + k * BLOCK + c, vcodes(codes, raw));
@@ -72,7 +76,7 @@ static void widen_groups(int kind, const char *weights, int64_t depth, float *pa
 /* `depth` positions of a block as the panel's tiles read them; what they can read where it lies stays there. */
 static const char *widen(int kind, const char *weights, int64_t depth, float *panel) {
     if (kind == FLOAT32 || PAIRED(kind) || QUADS(kind)) return weights;
-    if (kind == INT8 || kind == INT4) widen_groups(kind, weights, depth, panel, panel + CHUNK * BLOCK);
+    if (IS_GROUPS(kind)) widen_groups(kind, weights, depth, panel, panel + CHUNK * BLOCK);
     else if (kind == FLOAT16)
         for (int64_t i = 0; i < depth * BLOCK; i += VL) vstore(panel + i, vload_f16((const uint16_t *)weights + i));
     else
@@ -212,11 +216,13 @@ static int many_rows(const crew_t *crew, const linear_t *l) {
                       l->placed + (row * chunks + k * rows + r) * pitch, chunk / 4);
     }
     meet(crew);
+    const int64_t units = blocks * groups, piece = larger(1, units / (PIECES * crew->threads));
     int failed = 0;
-    for (int64_t unit; !failed && (unit = take_piece(crew)) < blocks * groups;) {
-        const int64_t group = unit % groups;
-        failed = block_of_rows(l, unit / groups, tiles * group / groups, tiles * (group + 1) / groups);
-    }
+    for (int64_t unit; !failed && (unit = take_piece(crew) * piece) < units;)
+        for (const int64_t end = least(unit + piece, units); !failed && unit < end; unit++) {
+            const int64_t group = unit / blocks;
+            failed = block_of_rows(l, unit % blocks, tiles * group / groups, tiles * (group + 1) / groups);
+        }
     return failed;
 }
 

@@ -9,6 +9,8 @@
    float16    1 position    [64]
    int8       64 positions  [64] scales in bfloat16, [64][64] bytes, a position after the other
    int4       32 positions  [64] scales in bfloat16, [4][64] words of eight codes each, the first position lowest
+   q8_0       32 positions  [64] scales in float16, [32][64] bytes: what GGUF files call so, code by code
+   q4_0       32 positions  [64] scales in float16, [4][64] words of eight codes each, of -8 .. 7
    int8-w8a8  64 positions  [64] scales in bfloat16, [64] int32 -128 * sum of the bytes, [16][64][4] bytes */
 
 #ifndef QUIRE_MATMUL_H
@@ -26,7 +28,10 @@
 /* So many rows are worth no panel: the weights are widened as they come from memory. */
 #define FEW (VL == 16 ? ROWS : 1)
 
-enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, INT8_INT8, PANEL };
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, INT8_INT8, Q8_0, Q4_0, PANEL };
+#define IS_BYTES(kind) ((kind) == INT8 || (kind) == Q8_0)
+#define IS_WORDS(kind) ((kind) == INT4 || (kind) == Q4_0)
+#define IS_GROUPS(kind) (IS_BYTES(kind) || IS_WORDS(kind))
 
 #if defined(__AVX512BF16__) /* two products at a time by VDPBF16PS, activations rounded to bfloat16 */
 #define PAIRED(kind) ((kind) == BFLOAT16)
@@ -46,7 +51,8 @@ INLINE unit_t unit_of(int kind) {
     case BFLOAT16: return (unit_t){2, 4 * BLOCK};
     case FLOAT16: return (unit_t){1, 2 * BLOCK};
     case INT8: return (unit_t){64, 66 * BLOCK};
-    case INT4: return (unit_t){32, 18 * BLOCK};
+    case INT4: case Q4_0: return (unit_t){32, 18 * BLOCK};
+    case Q8_0: return (unit_t){32, 34 * BLOCK};
     default: return (unit_t){64, 70 * BLOCK};
     }
 }
@@ -77,6 +83,13 @@ INLINE int64_t groups_of(int64_t blocks, int64_t tiles, int64_t threads) {
 /* What int4's codes stand for, times the scale of their group: fitted to gaussian weights whose largest in 32, with its
    sign, is -127 (Lloyd's algorithm); whole numbers that fit a byte. */
 static const float CODES[16] = {-127, -107, -88, -70, -53, -38, -24, -11, 2, 15, 27, 40, 54, 71, 89, 112};
+static const float CODES_Q4_0[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+#define CODES_OF(kind) ((kind) == Q4_0 ? CODES_Q4_0 : CODES)
+
+/* Scales of a group, in the width of theirs. */
+INLINE vf vload_scales(int kind, const char *p) {
+    return kind == Q8_0 || kind == Q4_0 ? vload_f16((const uint16_t *)p) : vload_bf16((const bf16 *)p);
+}
 
 /* VL words of 32 bits, and the bfloat16 in their low and high halves. */
 #if defined(__AVX512F__)

@@ -126,6 +126,27 @@ EXPORT void FN(linear_pack)(int kind, const void *weight, int64_t rows, int64_t 
     }
 }
 
+/* The same for q8_0 and q4_0, whose codes [rows, in] and scales (float16) [rows, in / 32] are there already. */
+EXPORT void FN(linear_pack_codes)(int kind, const int8_t *codes, const uint16_t *scales, int64_t rows, int64_t in,
+                                  void *packed, int64_t first) {
+    const unit_t unit = unit_of(kind);
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < blocks_of(rows); b++) {
+        char *to = (char *)packed + first * block_bytes(kind, in) + b * block_bytes(kind, in);
+        memset(to, 0, (size_t)block_bytes(kind, in));
+        for (int64_t from = 0; from < in; from += 32, to += unit.bytes)
+            for (int64_t o = 0; o < least(BLOCK, rows - b * BLOCK); o++) {
+                const int64_t row = b * BLOCK + o;
+                ((uint16_t *)to)[o] = scales[row * (in / 32) + from / 32];
+                for (int i = 0; i < 32; i++) {
+                    const int8_t code = codes[row * in + from + i];
+                    if (kind == Q8_0) to[2 * BLOCK + i * BLOCK + o] = code;
+                    else ((uint32_t *)(to + 2 * BLOCK))[i / 8 * BLOCK + o] |= (uint32_t)(code + 8) << i % 8 * 4;
+                }
+            }
+    }
+}
+
 /* The weight of `in` position i and lane o of a block. */
 static float weight_at(int kind, const char *block, int64_t i, int64_t o) {
     const unit_t unit = unit_of(kind);
@@ -134,10 +155,11 @@ static float weight_at(int kind, const char *block, int64_t i, int64_t o) {
     if (kind == FLOAT16) return half_to_float(((const uint16_t *)block)[place_of(kind, i, o)]);
     block += i / unit.positions * unit.bytes;
     i %= unit.positions;
-    const float scale = bf16_to_float(((const bf16 *)block)[o]);
+    const uint16_t stored = ((const uint16_t *)block)[o];
+    const float scale = kind == Q8_0 || kind == Q4_0 ? half_to_float(stored) : bf16_to_float(stored);
     const char *codes = block + 2 * BLOCK;
-    if (kind == INT8) return (float)(int8_t)codes[i * BLOCK + o] * scale;
-    if (kind == INT4) return CODES[((const uint32_t *)codes)[i / 8 * BLOCK + o] >> i % 8 * 4 & 15] * scale;
+    if (IS_BYTES(kind)) return (float)(int8_t)codes[i * BLOCK + o] * scale;
+    if (IS_WORDS(kind)) return CODES_OF(kind)[((const uint32_t *)codes)[i / 8 * BLOCK + o] >> i % 8 * 4 & 15] * scale;
     return (float)(int8_t)codes[4 * BLOCK + i / 4 * 4 * BLOCK + 4 * o + i % 4] * scale;
 }
 

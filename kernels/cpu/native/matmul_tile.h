@@ -1,7 +1,7 @@
 /* A register tile: rows x vectors of sums that stay in registers along `in`. kind, rows, vectors and lines are constants
    wherever these functions are inlined.
 
-   Plain kinds: sum = fma(x[i], w[i], sum) for i = 0, 1, ... Groups (int8, int4): part = fma(x[i], q[i], part) from 0
+   Plain kinds: sum = fma(x[i], w[i], sum) for i = 0, 1, ... Groups (int8, int4, q8_0, q4_0): part = fma(x[i], q[i], part) from 0
    within a group, then sum = fma(part, scale, sum). int8-w8a8: the part is a whole number, exact, and
    sum = fma(part, weight scale * activation scale, sum). A PANEL holds the same q, widened to floats before. */
 
@@ -80,15 +80,15 @@ INLINE void plain_sums(const int kind, const int rows, const int vectors, const 
 
 INLINE void group_sums(const int kind, const int rows, const int vectors, const int lines, const tile_t *t,
                        vf (*sums)[8]) {
-    const int64_t pitch = t->pitch, step = t->step, group = kind == PANEL ? t->group : kind == INT8 ? 64 : 32;
+    const int64_t pitch = t->pitch, step = t->step, group = kind == PANEL ? t->group : unit_of(kind).positions;
     const char *weights = t->weights, *ahead = t->ahead;
     const float *x = t->x, *scales = t->scales;
-    const codes_t codes = codes_load(CODES);
+    const codes_t codes = codes_load(CODES_OF(kind));
     for (int64_t left = t->depth; left > 0; left -= group) {
         const int64_t depth = least(group, left);
         vf parts[ROWS][8], w[8];
         EACH(rows, r) EACH(vectors, c) parts[r][c] = vzero();
-        if (kind == INT4) {
+        if (IS_WORDS(kind)) {
             const char *from = weights + 2 * BLOCK + 4 * t->lane;
             for (int64_t i = 0; i < depth; i += 8, from += 4 * BLOCK, ahead += step) {
                 const int64_t eight = least(8, depth - i);
@@ -113,10 +113,10 @@ INLINE void group_sums(const int kind, const int rows, const int vectors, const 
             }
         }
         EACH(vectors, c) w[c] = kind == PANEL ? vload(scales + t->lane + c * VL)
-                                              : vload_bf16((const bf16 *)weights + t->lane + c * VL);
+                                              : vload_scales(kind, weights + 2 * (t->lane + c * VL));
         EACH(rows, r) EACH(vectors, c) sums[r][c] = vfma(parts[r][c], w[c], sums[r][c]);
         if (kind == PANEL) weights += group * 4 * BLOCK, scales += BLOCK;
-        else weights += kind == INT8 ? 66 * BLOCK : 18 * BLOCK;
+        else weights += unit_of(kind).bytes;
     }
 }
 
@@ -148,7 +148,7 @@ INLINE void tile(const int kind, const int rows, const int vectors, const int li
     vf sums[ROWS][8];
     float *y = t->y + t->lane;
     EACH(rows, r) EACH(vectors, c) sums[r][c] = t->carry ? vload(y + r * t->stride + c * VL) : vzero();
-    if (kind == INT8 || kind == INT4 || kind == PANEL) group_sums(kind, rows, vectors, lines, t, sums);
+    if (IS_GROUPS(kind) || kind == PANEL) group_sums(kind, rows, vectors, lines, t, sums);
 #if defined(__AVX512VNNI__)
     else if (kind == INT8_INT8) quad_sums(rows, vectors, lines, t, sums);
 #endif
