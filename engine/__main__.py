@@ -19,12 +19,15 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from quire.engine.dumps import Dumps
 from quire.engine.errors import QuireError
 from quire.engine.messages import (
     Add,
     Answer,
     Cancel,
     Configure,
+    Failed,
+    Failure,
     LiveIds,
     PoolPicture,
     Query,
@@ -36,6 +39,7 @@ from quire.engine.messages import (
 )
 from quire.engine.pool_picture import INTERVAL_SECONDS, PoolWatch
 from quire.engine.progress_page import ProgressPage
+from quire.engine.recorder import FlightRecorder, encode
 from quire.engine.transport import EngineTransport, SocketEngineTransport, TransportClosed
 
 if TYPE_CHECKING:
@@ -54,8 +58,10 @@ def main() -> int:
     bind_to_parent()
     page = ProgressPage(arguments.page)
     transport = SocketEngineTransport(socket.socket(fileno=arguments.socket))
+    dumps = Dumps()
+    dumps.listen()
     try:
-        return serve(transport, page)
+        return serve(transport, page, dumps)
     except TransportClosed as closed:
         log.info("%s; the engine ends", closed)
         return 0
@@ -75,8 +81,8 @@ def bind_to_parent() -> None:
     faulthandler.register(signal.SIGUSR1)
 
 
-def serve(transport: EngineTransport, page: ProgressPage) -> int:
-    """Configure, load, and run; the exit code."""
+def serve(transport: EngineTransport, page: ProgressPage, dumps: Dumps) -> int:
+    """Configure, load, and run; the exit code. `dumps` gets the recorder."""
     page.set_state("loading")
     configure, *early = transport.receive(None)
     if not isinstance(configure, Configure):
@@ -92,7 +98,18 @@ def serve(transport: EngineTransport, page: ProgressPage) -> int:
         return 1
     transport.send(ready)
     page.set_state("idle")
-    run(core, transport, page, early)
+    recorder = dumps.recorder = FlightRecorder(core.scheduler, core.depth, time.monotonic)
+    core.wrap_runner(recorder.watch)
+    try:
+        run(core, transport, page, early, recorder)
+    except TransportClosed:
+        raise
+    except Exception:
+        if not page.read().step_request_ids:
+            # It died between two steps: anybody may have been the reason.
+            page.begin_step(core.request_ids())
+        dumps.write("crash")
+        raise
     page.set_state("stopping")
     return 0
 
@@ -115,7 +132,13 @@ def start(configure: Configure, transport: EngineTransport, page: ProgressPage) 
     return core, ready
 
 
-def run(core: EngineCore, transport: EngineTransport, page: ProgressPage, early: list[ToEngine]) -> None:
+def run(
+    core: EngineCore,
+    transport: EngineTransport,
+    page: ProgressPage,
+    early: list[ToEngine],
+    recorder: FlightRecorder,
+) -> None:
     """Take messages, step, send; returns at Shutdown, raises TransportClosed when the parent is gone."""
     messages = early
     watch = PoolWatch(core.pictures(time.monotonic()))
@@ -126,9 +149,10 @@ def run(core: EngineCore, transport: EngineTransport, page: ProgressPage, early:
             if isinstance(message, Watch):
                 watch.renew(message.seconds, time.monotonic())
             else:
-                handle(core, transport, message)
+                handle(core, transport, message, recorder)
         if core.has_work():
-            outputs = core.step(time.monotonic)
+            recorder.begin_step()
+            outputs = core.step(recorder.now)
             page.end_step()
             if outputs is not None:
                 transport.send(outputs)
@@ -138,21 +162,36 @@ def run(core: EngineCore, transport: EngineTransport, page: ProgressPage, early:
         messages = transport.receive(0 if core.has_work() else idle_seconds)
 
 
-def handle(core: EngineCore, transport: EngineTransport, message: ToEngine) -> None:
+def handle(core: EngineCore, transport: EngineTransport, message: ToEngine, recorder: FlightRecorder) -> None:
     """One message that is neither Shutdown nor Watch."""
     now = time.monotonic()
+    if isinstance(message, Add | Cancel | LiveIds):
+        recorder.took(message, now)
     match message:
         case Add():
-            core.add(message, now)
+            add(core, transport, message, now)
         case Cancel():
             core.cancel(message, now)
         case LiveIds():
             core.live_ids(message, now)
         case Query():
             violations = core.check() if message.kind == "check" else ()
-            transport.send(Answer(message.query_id, core.statistics(), core.request_ids(), violations))
+            recording = encode(recorder.dump("asked")) if message.kind == "flight" else b""
+            transport.send(Answer(message.query_id, core.statistics(), core.request_ids(), violations, recording))
         case _:
             log.error("unexpected message %s is ignored", type(message).__name__)
+
+
+def add(core: EngineCore, transport: EngineTransport, message: Add, now: float) -> None:
+    """Give the core a request; one that it cannot even take fails alone, as long as that left nothing behind."""
+    try:
+        core.add(message, now)
+    except Exception as error:
+        if message.request_id in core.request_ids() or core.check():
+            raise
+        log.exception("a request could not be taken")
+        failure = Failure("internal_error", f"this request could not be taken: {type(error).__name__}")
+        transport.send(Failed((message.request_id,), failure))
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ class AsyncEngine:
         """Live frames of the block pool: iterate within `contextlib.aclosing`. Raises TooManyWatchers."""
         return self._watchers.watch()
 
-    async def query(self, kind: Literal["statistics", "check"]) -> Answer:
+    async def query(self, kind: Literal["statistics", "check", "flight"]) -> Answer:
         """Ask the engine outside the token stream; raises RequestFailed when it dies before it answers."""
         if self._table.state not in ("ready", "draining"):
             raise RequestFailed(Failure("engine_restarting", "the engine is not running", 503), 1.0)
@@ -276,7 +276,7 @@ class AsyncEngine:
     def _tick(self) -> None:
         self._handle(Tick())
 
-    def _send_query(self, kind: Literal["statistics", "check"]) -> int:
+    def _send_query(self, kind: Literal["statistics", "check", "flight"]) -> int:
         self._num_queries += 1
         self._supervisor.send(Query(self._num_queries, kind))
         return self._num_queries

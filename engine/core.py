@@ -53,6 +53,20 @@ class EngineCore:
         self._ledger = Ledger()
         self._cache_reports = CacheReports(scheduler.pool)
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """For those who look: the recorder of the engine's loop."""
+        return self._scheduler
+
+    @property
+    def depth(self) -> int:
+        """Steps that may be in flight."""
+        return self._depth
+
+    def wrap_runner(self, wrap: Callable[[Runner], Runner]) -> None:
+        """From now on steps go through what `wrap` makes of the runner."""
+        self._runner = wrap(self._runner)
+
     def add(self, add: Add, now: float) -> None:
         """Enqueue a request."""
         self._unsent += self._scheduler.add(add, now)

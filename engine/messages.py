@@ -101,11 +101,12 @@ class LiveIds(msgspec.Struct, frozen=True, tag=True):
 class Query(msgspec.Struct, frozen=True, tag=True):
     """A question outside the token stream, answered by an `Answer` with the same `query_id`.
 
-    kind "statistics": current `Statistics` and the registered request ids; "check": the invariants too.
+    kind "statistics": current `Statistics` and the registered request ids; "check": the invariants too; "flight": a
+    recording of the last steps.
     """
 
     query_id: int
-    kind: Literal["statistics", "check"]
+    kind: Literal["statistics", "check", "flight"]
 
 
 class Watch(msgspec.Struct, frozen=True, tag=True):
@@ -299,6 +300,8 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     statistics: Statistics
     request_ids: tuple[str, ...] = ()
     violations: tuple[str, ...] = ()
+    recording: bytes = b""
+    """For "flight": a `quire.engine.recorder.Recording` as msgpack, token ids included."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

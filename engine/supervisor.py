@@ -32,7 +32,9 @@ GOOD_STEPS = 20
 BACKOFF_SECONDS = (0.5, 30.0)
 STACK_DUMP_SIGNAL = signal.SIGUSR1
 """The engine registers faulthandler for it, so that its stacks come out on stderr even when it is stuck in C."""
-DUMP_SECONDS = 0.5
+FLIGHT_DUMP_SIGNAL = signal.SIGUSR2
+"""See `quire.engine.dumps`."""
+DUMP_SECONDS = 1.0
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
 """Signals that a process brings upon itself; SIGKILL and SIGTERM come from outside."""
 LOADING_HANG_FACTOR = 10
@@ -61,7 +63,7 @@ class RunningEngine(Protocol):
         """Monotonic seconds at which its page last moved; inf when it has none. From any thread."""
 
     def dump_stacks(self) -> None:
-        """Ask it to write its stacks to stderr."""
+        """Ask it to write its stacks to stderr, and its last steps to a file."""
 
     async def end(self, patience: float) -> int | None:
         """Wait `patience` seconds for it to exit by itself, then SIGTERM, then SIGKILL; its exit code. Idempotent."""
@@ -132,6 +134,7 @@ class ProcessEngine:
     def dump_stacks(self) -> None:
         """See `RunningEngine.dump_stacks`."""
         self._signal(STACK_DUMP_SIGNAL)
+        self._signal(FLIGHT_DUMP_SIGNAL)
 
     async def end(self, patience: float) -> int | None:
         """See `RunningEngine.end`."""

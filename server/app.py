@@ -16,6 +16,7 @@ from quire.server.generation import Engine
 from quire.server.limits import Limits
 from quire.server.not_built_routes import NOT_BUILT
 from quire.server.pulse import Pulse
+from quire.server.routes_debug import DebugRoutes
 from quire.server.routes_openai import OpenAIRoutes
 from quire.server.routes_page import PageRoutes
 from quire.server.routes_pool import PoolRoutes
@@ -100,6 +101,7 @@ def _table(service: Service, vitals: Vitals) -> list[tuple[str, Handler, Access,
         ("/readyz", probe.ready, Access.OPEN, "GET"),
         ("/", page.page, Access.OPEN, "GET"),
         ("/playground/pool", pool.pool, Access.ADMIN, "GET"),
+        ("/debug/flight", DebugRoutes(service).flight, Access.ADMIN, "GET"),
         ("/playground/{name}", page.asset, Access.OPEN, "GET"),
     ]
 

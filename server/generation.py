@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from quire.engine.messages import Answer as EngineAnswer
 from quire.engine.messages import Failure, Ready, Statistics
 from quire.engine.outputs import GenerateRequest, RequestFailed, TextDelta
 from quire.engine.pool_watchers import PoolStream
@@ -71,6 +72,9 @@ class Engine(Protocol):
 
     def standstill(self) -> float:
         """Seconds that the engine has not moved while somebody waits for it. From any thread."""
+
+    async def query(self, kind: Literal["statistics", "check", "flight"]) -> EngineAnswer:
+        """Ask the engine outside the token stream. Raises RequestFailed."""
 
     def watch_pool(self) -> PoolStream:
         """Live frames of the block pool. Raises TooManyWatchers."""

@@ -125,7 +125,8 @@ class HealthPort:
         method, _, rest = line.decode("latin-1").partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
-        status, extra = 200, ()
+        status = 200
+        extra: tuple[tuple[str, str], ...] = ()
         try:
             if method not in ("GET", "HEAD"):
                 raise ApiError("method_not_allowed", "Use GET.", headers=(("allow", "GET, HEAD"),))

@@ -30,6 +30,6 @@ NOT_BUILT: dict[str, str] = {
     "/tokenizer_info": "not built yet; /tokenize and /detokenize are",
     "/docs": "API pages are not built yet; docs/api.md names the routes",
     "/openapi.json": "an OpenAPI description is not built yet; docs/api.md names the routes",
-    "/debug": "the debug routes are not built yet; /load and /metrics have figures",
+    "/debug": "other debug routes are not built yet; /debug/flight is, and /load and /metrics have figures",
 }
 """Path to reason."""

@@ -12,9 +12,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.routing import Route
+from support.bench import Bench
 from support.stub_engine import StubEngine, StubTokenizer
 
 from quire.engine.errors import UsageError
+from quire.engine.recorder import FlightRecorder, encode
 from quire.server.app import create_app
 from quire.server.exchange import Access
 from quire.server.settings import ServerSettings
@@ -204,16 +206,20 @@ async def test_disabled_and_expired_keys_say_so(tmp_path: Path) -> None:
 
 async def test_admins_routes_are_closed_to_tenants(tmp_path: Path) -> None:
     """B015."""
-    app = make_app(api_key_file=key_file(tmp_path, f"tenant {KEY}-tenant", f"root {KEY}-root role=admin"))
+    keys = key_file(tmp_path, f"tenant {KEY}-tenant", f"root {KEY}-root role=admin")
+    engine = StubEngine()
+    engine.recording = encode(FlightRecorder(Bench().scheduler, 1, lambda: 0.0).dump("asked"))
+    app = create_app(ServerSettings(api_key_file=keys), engine, StubTokenizer())
     admin = [path for path, access in access_of(app).items() if access is Access.ADMIN]
-    assert "/playground/pool" in admin
+    assert set(admin) == {"/playground/pool", "/debug/flight"}
     async with client(app) as http:
         for path in admin:
             assert (await http.head(path)).status_code == 401
             tenant = await http.get(path, headers={"authorization": f"Bearer {KEY}-tenant"})
             assert (tenant.status_code, tenant.json()["error"]["type"]) == (403, "permission_error")
             assert tenant.json()["error"]["code"] == "insufficient_permissions"
-            assert (await http.head(path, headers={"authorization": f"Bearer {KEY}-root"})).status_code == 200
+            root = await http.head(path, headers={"authorization": f"Bearer {KEY}-root"})
+            assert root.status_code == 200, path
 
 
 async def test_the_only_key_is_the_operators() -> None:

@@ -77,6 +77,7 @@ def main() -> int:
     if arguments.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     connection = socket.socket(fileno=arguments.socket)
     transport, page = SocketEngineTransport(connection), ProgressPage(arguments.page)
     configure, *early = transport.receive(None)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from quire.engine.chat_template import ChatTemplateError
-from quire.engine.messages import Ready, Statistics
+from quire.engine.messages import Answer, Ready, Statistics
 from quire.engine.outputs import GenerateRequest, TextDelta, TokenText
 
 CONTEXT = 256
@@ -153,6 +153,8 @@ class StubEngine:
         self.state = "ready"
         self.facts: Ready | None = ready()
         self.statistics = Statistics(num_blocks=64)
+        self.recording = b""
+        """What a flight query is answered with."""
         self.hang_limit, self.still = 30.0, 0.0
         self.restarts = self.hangs = self.quarantines = 0
         self.requests: list[GenerateRequest] = []
@@ -163,6 +165,9 @@ class StubEngine:
         """When set, deltas after the first wait for it."""
         self.entered = asyncio.Event()
         """Set when a request has begun."""
+
+    async def query(self, kind: Literal["statistics", "check", "flight"]) -> Answer:
+        return Answer(1, self.statistics, recording=self.recording)
 
     def standstill(self) -> float:
         return self.still
