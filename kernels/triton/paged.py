@@ -167,7 +167,7 @@ class Call:
             plan.query_start_loc,
             plan.seq_lens,
             plan.block_tables,
-            self.scale if self.softcap is not None else self.scale * LOG2_E.value,
+            self.scale * LOG2_E.value,
             self.softcap or 0.0,
             self.query.stride(0),
             plan.block_tables.stride(0),
