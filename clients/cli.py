@@ -15,6 +15,7 @@ COMMANDS = {
     "info": "quire.clients.info",
     "plan": "quire.clients.plan",
     "run": "quire.clients.run",
+    "simulate": "quire.simulator.cli",
 }
 """Command to the module whose `main(command, words)` runs it and returns the exit code; `serve` is built in."""
 
@@ -28,6 +29,7 @@ usage: quire COMMAND [arguments]
   bench KIND            load tests and measurements: serve, offline, startup
   batch -i IN -o OUT    answer a file of requests, OpenAI's batch lines
   plan [MODEL]          what a model takes of memory and how fast it will be, before it is loaded
+  simulate              random lives of the scheduler and the block pool, with planted faults, checked at every step
   info                  versions, device, chosen kernels and why, the starter model
 
 `quire COMMAND --help` tells more. Exit codes: 0, 1 request failed, 2 usage, 3 model, 4 address, 5 memory."""

@@ -10,7 +10,7 @@ from quire.engine.sampling_params import SamplingParams
 from quire.simulator.plan import CLIENT_FAULTS, VOCAB_SIZE, WORLD_FAULTS, Plan
 
 FOREVER = 1e18
-_STRINGS = ("ab", "ba", "cad", "ee", "f", "bcd")
+_STRINGS = ("ab", "ba", "cad", "ee", "f", "gh")
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class HttpSide:
         self._plan, self._timers, self._swarm, self._coverage, self._rng = plan, timers, swarm, coverage, rng
         self._plan_turn = plan_turn
         self._ghosts: dict[str, float] = {}
+        self._lost: set[str] = set()
+        """Requests that never reached the engine."""
         self.open()
         timers.after(RECONCILE_SECONDS, self._reconcile)
 
@@ -193,6 +195,8 @@ class HttpSide:
 
     def _fail(self, client: Client, failure: Failure, retry_after: float | None) -> None:
         client.fail(failure)
+        if failure.code == "request_lost" and client.request_id not in self._lost:
+            raise Violation("I20", f"{client.request_id} is given up as lost, but it had reached the engine")
         self._coverage["client.failed"] += 1
         self._coverage[f"failed.{failure.code}"] += 1
         if client.arrival.retries and retry_after is not None:
@@ -213,6 +217,7 @@ class HttpSide:
             if rarely("link.late_cancel"):
                 self._timers.after(steps(30), self._post, message)
         elif isinstance(message, Add) and rarely("link.lose_add"):
+            self._lost.add(message.request_id)
             return
         self._post(message)
 
@@ -272,18 +277,20 @@ class HttpSide:
     def _reconcile(self) -> None:
         """Every five seconds, as `AsyncEngine` does it."""
         self._timers.after(RECONCILE_SECONDS, self._reconcile)
-        if self.table.state in ("ready", "draining") and self.engine is not None:
+        if self.table.state in ("ready", "draining") and self.engine is not None and self._asked is None:
             self._asked = self.table.request_ids(), []
             self.handle(Reconcile())
-            for _ in range(2):
-                self._send(Query(1, "statistics"))
+            self._send(Query(1, "statistics"))
 
     def _answered(self, answer: Answer) -> None:
         if self._asked is None:
             return
         asked, answers = self._asked
         answers.append(frozenset(answer.request_ids))
-        if len(answers) == 2:
+        if len(answers) == 1:
+            # A request that ended just before the first answer has its last row sent before the second.
+            self._send(Query(2, "statistics"))
+        else:
             self._asked = None
             known = answers[0] | answers[1]
             self.handle(EngineKnows(asked, known))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from quire.engine.cache_groups import ONE_GROUP, CacheGroup, has_window
 from quire.engine.config import Policy
 
-VOCAB_SIZE = 32
+VOCAB_SIZE = 16
 """Token ids; few, so that stop tokens and stop strings are met."""
 
 GROUPS = (
@@ -21,7 +21,7 @@ GROUPS = (
 
 BUGGIFY = {
     "scheduler.budget": 0.1,
-    "scheduler.preempt": 0.05,
+    "scheduler.preempt": 0.3,
     "scheduler.watermark": 0.2,
     "pool.evict": 0.05,
     "pool.refuse": 0.05,
@@ -53,7 +53,7 @@ LINK_FAULTS = {
 
 WORLD_FAULTS = {
     "engine.crash": 0.004,
-    "engine.hang": 0.002,
+    "engine.hang": 0.006,
     "http.stall": 0.01,
     "clock.jump": 0.004,
     "server.drain": 0.003,
@@ -63,7 +63,7 @@ WORLD_FAULTS = {
 CLIENT_FAULTS = {
     "client.abort": 0.4,
     "client.abort_choice": 0.2,
-    "client.stalled": 0.1,
+    "client.stalled": 0.3,
     "client.slow": 0.4,
     "client.vanish": 0.1,
     "client.deadline": 0.3,

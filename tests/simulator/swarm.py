@@ -12,9 +12,14 @@ _OF_STEPS = ("step.before", "step.during", "step.after", "step.memory")
 
 
 class Swarm(Faults):
-    """The `faults` argument of the whole core. `taken` counts by name; `num_taken` is their sum."""
+    """The `faults` argument of the whole core. `taken` counts by name; `num_taken` is their sum.
 
-    def __init__(self, rng: random.Random, rates: Mapping[str, float]) -> None:
+    The allocation number `failing_allocation`, counted from 1, fails whatever the rates are; 0: none.
+    """
+
+    def __init__(self, rng: random.Random, rates: Mapping[str, float], failing_allocation: int = 0) -> None:
+        self.num_allocations = 0
+        self._failing_allocation = failing_allocation
         self._rng, self._rates = rng, dict(rates)
         self._of_steps = [name for name in _OF_STEPS if name in rates]
         self.taken: Counter[str] = Counter()
@@ -22,6 +27,11 @@ class Swarm(Faults):
 
     def rarely(self, name: str) -> bool:
         """True at the rate of `name`."""
+        if name == "pool.refuse":
+            self.num_allocations += 1
+            if self.num_allocations == self._failing_allocation:
+                self.num_taken += 1
+                return True
         rate = self._rates.get(name)
         if rate is None or self._rng.random() >= rate:
             return False

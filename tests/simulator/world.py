@@ -32,13 +32,13 @@ _HANG_LIMIT = 15
 class World:
     """One life. `run` goes through it; `num_steps` counts the engine's steps, `trace` sums up all that happened."""
 
-    def __init__(self, plan: Plan, outside: Iterable[Event]) -> None:
+    def __init__(self, plan: Plan, outside: Iterable[Event], failing_allocation: int = 0) -> None:
         self.plan = plan
         self.num_steps = self.trace = 0
         self.coverage = Coverage()
         self.consumed: list[Event] = []
         """Events that have come from outside."""
-        self.swarm = Swarm(random.Random(f"faults {plan.seed}"), plan.rates)
+        self.swarm = Swarm(random.Random(f"faults {plan.seed}"), plan.rates, failing_allocation)
         self._rng = random.Random(f"world {plan.seed}")
         self.timers = Timers(self._rng, plan.step_seconds)
         self._http = HttpSide(plan, self.timers, self.swarm, self.coverage, self._rng, self._plan_turn)
@@ -50,8 +50,8 @@ class World:
 
     def run(self, num_steps: int) -> None:
         """Safety for so many steps of the engine, then liveness until all is idle. Raises Violation."""
-        timers = self.timers
-        while self.num_steps < num_steps and timers.num_events < _MOST_EVENTS_A_STEP * num_steps and self._goes_on:
+        timers, last_event = self.timers, _MOST_EVENTS_A_STEP * num_steps
+        while self.num_steps < num_steps and timers.num_events < last_event and (self._goes_on or not self._is_idle()):
             timers.next()
         self.heal()
         last_step = self.num_steps + self._bound()
