@@ -54,6 +54,7 @@ test: $(VENV)/installed-dev $(VENV)/kernels
 
 test-gpu: $(VENV)/installed-dev
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m gpu $(ARGS)
+	@if command -v nvidia-smi >/dev/null; then PYTHONSAFEPATH=1 $(BIN)/pytest tests/e2e --serve-on cuda; fi
 
 # ASAN_OPTIONS: threads of OpenMP outlive main, and what they hold with them.
 sanitize: $(VENV)/installed

@@ -10,9 +10,9 @@ from support.server import ServerProcess
 
 
 @pytest.fixture(scope="session")
-def starter() -> Iterator[ServerProcess]:
+def starter(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """The starter model, served by a real process; afterwards nothing may be left in use."""
-    with ServerProcess() as server:
+    with ServerProcess("--device", request.config.getoption("--serve-on")) as server:
         yield server
         server.wait_idle()
 

@@ -28,6 +28,7 @@ from quire.engine.step import RowWork, Step
 from quire.engine.step_input import StepInput
 
 MAX_MODEL_LEN = 256
+CPU = torch.device("cpu")
 
 Prompts = dict[str, tuple[list[int], SamplingParams]]
 
@@ -83,12 +84,13 @@ class Engine:
         faults: Faults = NO_FAULTS,
         runner: Callable[..., Any] = CountingRunner,
         depth: int = 1,
+        place: torch.device = CPU,
     ) -> None:
         groups = group_layers(decoder.cache_spec())
         num_blocks = len(groups) * setup.num_tokens // setup.block_size + has_window(groups)
         plan = CachePlan(num_blocks, setup.block_size, MAX_MODEL_LEN, bytes=0, groups=groups)
         self.setup, self.first_block = setup, NULL_BLOCK + 1 if plan.has_null_block else 0
-        self.cache = KVCache(decoder.cache_spec(), plan, torch.float32, torch.device("cpu"))
+        self.cache = KVCache(decoder.cache_spec(), plan, torch.float32, place)
         for tensor in itertools.chain.from_iterable(self.cache.layers):
             tensor[self.first_block :] = math.nan
         self.runner = runner(

@@ -14,6 +14,7 @@ from support.device_stub import StubDevice
 
 from quire.engine.cache_groups import CacheGroup
 from quire.engine.decode_graphs import buckets
+from quire.engine.device import Device
 from quire.engine.device_runner import DEPTH, DeviceRunner
 from quire.engine.faults import NO_FAULTS, Faults
 from quire.engine.models.decoder import Decoder
@@ -115,8 +116,10 @@ class DeviceEngine(Engine):
         seed: int | None = None,
         graph_sizes: Sequence[int] | None = None,
         watch: bool = False,
+        device: Device | None = None,
     ) -> None:
-        self.device = StubDevice(None if seed is None else random.Random(seed), watch)
+        """`device`: a real one instead of the stub."""
+        self.device: Any = device or StubDevice(None if seed is None else random.Random(seed), watch)
         sizes = buckets(setup.max_num_seqs) if graph_sizes is None else graph_sizes
         runner = partial(
             WatchedRunner,
@@ -124,7 +127,7 @@ class DeviceEngine(Engine):
             max_num_batched_tokens=setup.budget,
             graph_sizes=sizes if graphs else (),
         )
-        super().__init__(decoder, setup, faults=faults, runner=runner, depth=depth)
+        super().__init__(decoder, setup, faults=faults, runner=runner, depth=depth, place=self.device.device)
 
     def num_preempted(self) -> int:
         """How many requests began more than once."""
