@@ -14,7 +14,6 @@ With a null block, block 0 is held for ever: tables may name it, but it is never
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from quire.engine.cache_groups import NULL_BLOCK
@@ -184,14 +183,19 @@ class BlockPool:
     def check(self, tables: Iterable[Sequence[int]]) -> list[str]:
         """Violations of invariants I1-I7, given every block table that exists; empty when sound."""
         free = self.free_block_ids()
-        named = Counter(block_id for table in tables for block_id in table)
+        held = self._pins.copy()
+        for table in tables:
+            for block_id in table:
+                held[block_id] += 1
         found = []
         if len(set(free)) != len(free) or len(free) != self.num_free:
             found.append(f"I1: free list holds {len(free)} entries, {len(set(free))} distinct, counted {self.num_free}")
-        for block_id, (references, pins) in enumerate(zip(self._references, self._pins, strict=True)):
-            slots = named.get(block_id, 0)
-            if references != slots + pins or pins < (block_id == NULL_BLOCK and self.has_null_block):
-                found.append(f"I2: block {block_id} has {references} references, {slots} slots and {pins} pins")
+        if self._references != held or min(self._pins) < 0 or self._pins[NULL_BLOCK] < self.has_null_block:
+            found += [
+                f"I2: block {block_id} has {references} references, {held[block_id] - pins} slots and {pins} pins"
+                for block_id, (references, pins) in enumerate(zip(self._references, self._pins, strict=True))
+                if references != held[block_id] or pins < (block_id == NULL_BLOCK and self.has_null_block)
+            ]
         referenced = {block_id for block_id, references in enumerate(self._references) if references}
         if referenced & set(free) or len(referenced) + len(set(free)) != self.num_blocks:
             found.append("I1, I3: free list and referenced blocks do not split the pool")
@@ -201,10 +205,11 @@ class BlockPool:
         keyed = [(b, key, self._groups[b]) for b, key in enumerate(self._keys) if key is not None]
         if self.prefix_index is None:
             return [f"I5: {len(keyed)} blocks are keyed without a prefix index"] if keyed else []
+        holder = self.prefix_index.holder
         found = [
-            f"I5: block {block_id} is keyed, but its hash finds {self.prefix_index.holder(key.hash, group)}"
+            f"I5: block {block_id} is keyed, but its hash finds {holder(key.hash, group)}"
             for block_id, key, group in keyed
-            if self.prefix_index.holder(key.hash, group) != block_id
+            if holder(key.hash, group) != block_id
         ]
         if len(keyed) != len(self.prefix_index):
             found.append(f"I5: {len(keyed)} blocks are keyed, the index has {len(self.prefix_index)}")

@@ -39,17 +39,19 @@ def _places(scheduler: Scheduler) -> list[str]:
         "forks": ([fork for group in roster.groups.values() for fork in group.forks], (Status.WAITING,)),
         "leaving": (roster.leaving, (Status.PREEMPTED, Status.FINISHED)),
     }
-    found, seen = [], Counter[Sequence]()
+    found: list[str] = []
+    seen = Counter(sequence for sequences, _ in places.values() for sequence in sequences)
     for name, (sequences, states) in places.items():
+        waits = name in ("queue", "forks")
         for sequence in sequences:
-            seen[sequence] += 1
-            if sequence.status not in states:
+            status = sequence.status
+            if status not in states:
                 found.append(f"I9: {sequence} lies in {name}")
-            if (sequence in registered) is (sequence.status is Status.FINISHED):
+            if (sequence in registered) is (status is Status.FINISHED):
                 found.append(f"I9: {sequence} in {name} is registered and finished, or neither")
-            if name in ("queue", "forks") and (sequence.block_tables or sequence.row >= 0):
+            if waits and (sequence.row >= 0 or sequence.block_tables):
                 found.append(f"I6: {sequence} in {name} holds a row or blocks")
-    found += [f"I9: {sequence} is in {seen[sequence]} places" for sequence in registered if seen[sequence] != 1]
+    found += [f"I9: {sequence} is in {seen[sequence]} places" for sequence in registered if seen.get(sequence) != 1]
     if roster.running != sorted(roster.running, key=lambda sequence: sequence.order):
         found.append("I9: the running sequences are out of order")
     return found
