@@ -252,6 +252,16 @@ def test_keys_that_wait_get_equal_service(seed: int, faulty: bool, depth: int) -
     assert 0 < widest <= bound
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("faulty", [False, True])
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_keys_that_wait_get_equal_service_over_many_seeds(seed: int, faulty: bool, depth: int) -> None:
+    """I13 in full."""
+    widest, bound = widest_gap("fair", seed, depth, faulty)
+    assert 0 < widest <= bound
+
+
 def test_first_come_first_served_is_not_fair() -> None:
     widest, bound = widest_gap("fcfs", 0, 1, False)
     assert widest > bound
