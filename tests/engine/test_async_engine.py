@@ -147,7 +147,12 @@ async def test_five_hundred_abandoned_streams_leave_nothing() -> None:
 async def test_a_deadline_ends_with_what_there_is() -> None:
     async with engine_with() as (engine, fake):
         fake.hold()
-        stream = engine.generate(request(deadline=time.monotonic() + 0.03, n=2))
+        deadline = time.monotonic() + 0.03
+        stream = engine.generate(request(deadline=deadline, n=2))
+        await until(lambda: len(fake.messages(Add)) > 0)
+        (add,) = fake.messages(Add)
+        assert isinstance(add, Add)
+        assert add.deadline == deadline, "the engine keeps it too"
         fake.step()
         choices = await fold(stream)
         assert {d.finish_reason for d in choices.values()} == {"timeout"}
