@@ -67,24 +67,35 @@ def _machine() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, Any]:
-    import torch
+    from quire.engine.gpu import NoGpu, find_gpu
 
+    facts = {"device": "cpu", **_chosen("cpu")}
+    try:
+        gpu = find_gpu()
+    except NoGpu as reason:
+        return {**facts, "gpu": f"none: {reason}"}
+    facts["device"] = "cpu; `quire serve --device cuda` serves from the GPU"
+    facts["gpu"] = f"{gpu.name}, {gpu.free_bytes / 2**30:.1f} of {gpu.total_bytes / 2**30:.1f} GiB free"
+    return {**facts, **{f"{name} on cuda": text for name, text in _chosen("cuda").items()}}
+
+
+def _chosen(device: str) -> dict[str, str]:
+    """The kernels that `--kernels auto` takes on a device and the dtype of the starter there, or why none serve."""
     from quire.engine.config import EngineConfig
     from quire.engine.hardware import count_cores
     from quire.engine.model_folder import STARTER
     from quire.engine.models.architectures import read_model_config
     from quire.engine.precision import choose_precision
-    from quire.kernels import select
+    from quire.kernels import KernelsRefused, select
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     config = EngineConfig(model=str(STARTER), model_name="starter")
-    precision = choose_precision(read_model_config(STARTER, "starter"), config, "cpu")
-    return {
-        "device": "cpu" if gpu == "none" else "cpu (the GPU kernels are not built yet)",
-        "gpu": gpu,
-        "kernels": f"{select('auto', 'cpu').name}, {count_cores()} threads",
-        "dtype of the starter": precision.reason,
-    }
+    precision = choose_precision(read_model_config(STARTER, "starter"), config, "cpu" if device == "cpu" else "gpu")
+    try:
+        name = select("auto", device).name
+    except KernelsRefused as reason:
+        return {"kernels": f"none: {reason}"}
+    threads = f", {count_cores()} threads" if device == "cpu" else ""
+    return {"kernels": name + threads, "dtype of the starter": precision.reason}
 
 
 def _starter() -> dict[str, Any]:
