@@ -10,6 +10,7 @@ KINDS = {
     "serve": "quire.benchmarks.serve",
     "offline": "quire.benchmarks.offline",
     "startup": "quire.benchmarks.startup",
+    "memory": "quire.benchmarks.memory",
     "kernels": "quire.benchmarks.kernels",
     "compare": "quire.benchmarks.compare",
     "soak": "quire.benchmarks.soak",
@@ -23,6 +24,7 @@ usage: quire bench KIND [flags]
   serve    load a running server (any that speaks OpenAI's API, or Ollama); --verify compares every answer
   offline  throughput without a server
   startup  from `quire serve` to the first token
+  memory   what the engine takes beside weights and KV cache
   kernels  single operations against what the machine can do
   compare  the same load against several servers, in turns
   soak     hours of mixed load, overload and kills against the reliability goals

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quire.benchmarks import offline
+from quire.benchmarks import memory, offline
 from quire.benchmarks.cli import main as bench
-from quire.benchmarks.studies import batching, kv_cache, kv_memory, prefix_cache, quantization
+from quire.benchmarks.studies import batching, kv_cache, kv_memory, logit_error, prefix_cache, quantization
 from quire.benchmarks.studies.engine import Engine
 from quire.benchmarks.studies.record import PageError, machine, record, update_page
 from quire.benchmarks.studies.run import STUDIES
@@ -130,3 +131,19 @@ def test_offline_prints_the_line_of_the_field(tmp_path: Path, capsys: pytest.Cap
     found = json.loads(file.read_text())
     assert (found["num_requests"], found["total_num_tokens"]) == (3, 42)
     assert found["requests_per_second"] == pytest.approx(3 / found["elapsed_time"])
+
+
+def test_smaller_numbers_move_the_logits_of_random_models() -> None:
+    result = logit_error.measure(Settings(tiny=True))
+    assert result.variants[0].error == 0.0
+    assert result.variants[0].same_first == 1.0
+    assert all(0 < one.error <= one.worst for one in result.variants[1:])
+    assert f"| {result.variants[1].weights} |" in logit_error.table(result)
+
+
+def test_what_memory_is_the_processes_own() -> None:
+    before = memory.own_bytes(os.getpid())
+    held = b"x" * (32 << 20)
+    assert memory.own_bytes(os.getpid()) - before >= len(held) * 0.9
+    assert memory.own_bytes(2**31 - 1) == 0
+    assert memory.Result("m", 100, 200, 320, 350, 400).beside == 50
