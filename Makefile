@@ -7,14 +7,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NATIVE := $(wildcard kernels/cpu/native/*.[ch]) kernels/cpu/build.py
 PACKAGES := -p quire.engine -p quire.kernels -p quire.server -p quire.clients -p quire.benchmarks -p quire.models -p quire.simulator
 
-.PHONY: help install check test test-gpu sanitize bench soak chaos serve clean
+.PHONY: help install check test test-gpu triton-aot sanitize bench soak chaos simulate mutants serve clean
 
 help:
 	@echo "make serve      serve the starter model on http://127.0.0.1:8000   (ARGS='MODEL --port 9000 ...')"
 	@echo "make test       the test suite                                     (ARGS='tests/server -k stream')"
 	@echo "make check      ruff format, ruff, mypy --strict"
 	@echo "make test-gpu   the tests that need a GPU"
+	@echo "make triton-aot every Triton kernel of the settings table, compiled for sm_80 and sm_90, without a GPU"
 	@echo "make sanitize   the compiled CPU kernels under ASan and UBSan"
+	@echo "make simulate   20 million steps of the scheduler in the simulator, resumable   (ARGS='--total 1M')"
+	@echo "make mutants    every fault planted in the core must be caught by the simulator"
 	@echo "make soak       an hour of mixed load with faults, a report        (ARGS='--minutes 10')"
 	@echo "make chaos      the fault cases in full: kills, overload, readers that stall"
 	@echo "make bench      host time of an engine step, time from start to first token"
@@ -56,6 +59,9 @@ test-gpu: $(VENV)/installed-dev
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m gpu $(ARGS)
 	@if command -v nvidia-smi >/dev/null; then PYTHONSAFEPATH=1 $(BIN)/pytest tests/e2e --serve-on cuda; fi
 
+triton-aot: $(VENV)/installed-dev
+	PYTHONSAFEPATH=1 $(BIN)/python -m quire.kernels.triton.ahead $(ARGS)
+
 # ASAN_OPTIONS: threads of OpenMP outlive main, and what they hold with them.
 sanitize: $(VENV)/installed
 	@ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -P tests/kernels/sanitize.py
@@ -63,6 +69,14 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed $(VENV)/kernels
 	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.engine_step
 	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.startup
+
+# It goes on where it stopped; to begin anew, remove build/simulate.json. Then every allocation of 20 lives fails once (G18).
+simulate: $(VENV)/installed
+	PYTHONSAFEPATH=1 $(BIN)/quire simulate --total 20M --resume build/simulate.json $(ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/quire simulate --sweep --seeds 20 --steps 60
+
+mutants: $(VENV)/installed
+	PYTHONSAFEPATH=1 $(BIN)/quire simulate --mutants --seeds 200 --steps 2000 $(ARGS)
 
 soak: $(VENV)/installed-dev $(VENV)/kernels
 	PYTHONSAFEPATH=1 $(BIN)/quire bench soak --minutes 60 $(ARGS)

@@ -54,6 +54,10 @@ class Result(msgspec.Struct, frozen=True):
 def main(words: list[str]) -> int:
     """Measure, print, write what was asked for."""
     options = _parser().parse(words)
+    if options.device == "cuda":
+        from quire.benchmarks import gpu_kernels
+
+        return gpu_kernels.main(words, options)
     result = measure(options)
     print(describe(result.limits))
     print(table(result))
@@ -155,6 +159,7 @@ def section(result: Result, day: str, machine: dict[str, Any], file: Path | None
 
 def _parser() -> Parser:
     parser = Parser("bench kernels", "Single operations against the machine's limits.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the goals K1 to K7 [cpu]")
     parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS), metavar="OP", help=", ".join(OPS))
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), metavar="NAME",

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from quire.kernels.fused import LogprobTensors, SamplingTensors
 from quire.kernels.interface import Activation, AttentionPlan
+from quire.kernels.layer import LayerParts, WholeLayer
 from quire.kernels.reference import PackedLinear
 from quire.kernels.triton import interpreter, matmul, rotary, rowwise, sampling
+from quire.kernels.triton.layer import Layer
 from quire.kernels.triton.paged import Attention
-from quire.kernels.triton.settings import load
+from quire.kernels.triton.settings import MatmulSettings, load
 
 PROCESSORS_INTERPRETED = 4
 """Multiprocessors that splits are chosen for where there is no device."""
@@ -49,11 +51,22 @@ class TritonKernels:
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """x [T, in] times the weight's transpose, plus bias."""
-        use = "invariant" if self._invariant else "few_rows"
-        settings = self._table.multiply(use, x.shape[0], *packed.weight.shape)
+        settings = self._multiply(x.shape[0], packed)
         if settings is None:
             return F.linear(x, packed.weight, packed.bias)
         return matmul.multiply(x, packed.weight, packed.bias, settings)
+
+    def leaves_to_cublas(self, rows: int, packed: PackedLinear) -> bool:
+        """Whether `linear` of so many rows is cuBLAS's."""
+        return self._multiply(rows, packed) is None
+
+    def _multiply(self, rows: int, packed: PackedLinear) -> MatmulSettings | None:
+        use = "invariant" if self._invariant else "few_rows"
+        return self._table.multiply(use, rows, *packed.weight.shape)
+
+    def layer(self, parts: LayerParts) -> WholeLayer:
+        """A decoder layer in few launches."""
+        return Layer(self, parts)
 
     def embedding(self, token_ids: Tensor, packed: PackedLinear) -> Tensor:
         """The weight's rows `token_ids`."""

@@ -80,7 +80,7 @@ def activate(x: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
     elif KIND == "gelu":
         y = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
     elif KIND == "gelu_tanh":
-        y = x - x / (1 + tl.exp(1.5957691216057308 * (x + 0.044715 * x * x * x)))
+        y = x / (1 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
     else:
         tl.static_assert(KIND == "relu")
         y = tl.maximum(x, 0.0)

@@ -29,18 +29,24 @@ def test_attention(case: cases.TritonCase) -> None:
     cases.check_attention(chosen, case.attention, torch.float16 if case.half else torch.float32)
 
 
-def test_many_splits(kernels: FusedKernels) -> None:
-    cases.check_attention(kernels, AttentionCase(((999, 1),), heads=7, kv_heads=1, sinks=True), torch.float32)
+@pytest.mark.parametrize("sequence", [(999, 1), (0, 63)])
+def test_long(sequence: tuple[int, int], kernels: FusedKernels) -> None:
+    """Many splits, and a prompt longer than a tile."""
+    cases.check_attention(kernels, AttentionCase((sequence,), heads=7, kv_heads=1, sinks=True), torch.float32)
 
 
 def test_padding(kernels: FusedKernels) -> None:
     cases.check_padding(kernels, torch.float16)
 
 
+def test_write(kernels: FusedKernels) -> None:
+    cases.check_write(kernels, torch.float16)
+
+
 def test_a_row_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged, "SPLIT_KEYS", 64)
     monkeypatch.setattr(paged, "MAX_PARTIAL_BYTES", 1 << 15)
-    cases.check_rows(TritonKernels(CPU, batch_invariant=True), torch.float32, 90, 7)
+    cases.check_rows(TritonKernels(CPU, batch_invariant=True), torch.float32, 66, 2)
 
 
 def test_float8(kernels: FusedKernels) -> None:
@@ -50,6 +56,11 @@ def test_float8(kernels: FusedKernels) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_elementwise(dtype: torch.dtype, kernels: FusedKernels) -> None:
     cases.check_elementwise(kernels, dtype)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_layer(is_plain: bool, kernels: FusedKernels) -> None:
+    cases.check_layer(kernels, torch.float32, is_plain=is_plain)
 
 
 @pytest.mark.parametrize(("dtype", "tokens", "num_experts"), [(FLOATS[0], 5, 8), (FLOATS[1], 40, 3)])

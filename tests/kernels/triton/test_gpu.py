@@ -39,6 +39,10 @@ def test_padding(kernels: FusedKernels) -> None:
     cases.check_padding(kernels, BF16)
 
 
+def test_write(kernels: FusedKernels) -> None:
+    cases.check_write(kernels, BF16)
+
+
 def test_a_row_is_its_own() -> None:
     """Over more keys than a split has: whole, in chunks and token by token."""
     chosen = select("triton", "cuda", batch_invariant=True)
@@ -53,6 +57,11 @@ def test_float8(kernels: FusedKernels) -> None:
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32], ids=str)
 def test_elementwise(dtype: torch.dtype, kernels: FusedKernels) -> None:
     cases.check_elementwise(kernels, dtype)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_layer(is_plain: bool, kernels: FusedKernels) -> None:
+    cases.check_layer(kernels, BF16, is_plain=is_plain)
 
 
 @pytest.mark.parametrize(("tokens", "num_experts"), [(5, 8), (40, 3), (600, 64)])
