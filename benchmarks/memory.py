@@ -93,8 +93,11 @@ def measure(model: str | None, kv_bytes: int, options: dict[str, str]) -> Result
         time.sleep(_PAUSE_SECONDS)
         return seen[-1]
 
+    def waiting(seconds: float, stage: str) -> None:
+        look()
+
     with LocalServer(model) as server, Client(server.url, timeout=600.0) as client:
-        server.wait_ready(lambda seconds, stage: look())
+        server.wait_ready(waiting)
         ready = look()
         chooser = random.Random(0)
         prompts = [[chooser.randrange(300, 1000) for _ in range(_TOKENS_IN)] for _ in range(_REQUESTS)]
