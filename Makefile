@@ -15,6 +15,7 @@ help:
 	@echo "make check      ruff format, ruff, mypy --strict"
 	@echo "make test-gpu   the tests that need a GPU"
 	@echo "make triton-aot every Triton kernel of the settings table, compiled for sm_80 and sm_90, without a GPU"
+	@echo "make bench-gpu  the goals of kernels and engine on a GPU, under eight minutes"
 	@echo "make sanitize   the compiled CPU kernels under ASan and UBSan"
 	@echo "make simulate   20 million steps of the scheduler in the simulator, resumable   (ARGS='--total 1M')"
 	@echo "make mutants    every fault planted in the core must be caught by the simulator"
@@ -61,6 +62,9 @@ test-gpu: $(VENV)/installed-dev
 
 triton-aot: $(VENV)/installed-dev
 	PYTHONSAFEPATH=1 $(BIN)/python -m quire.kernels.triton.ahead $(ARGS)
+
+bench-gpu: $(VENV)/installed
+	PYTHONSAFEPATH=1 $(BIN)/python -m quire.benchmarks.gpu_goals $(ARGS)
 
 # ASAN_OPTIONS: threads of OpenMP outlive main, and what they hold with them.
 sanitize: $(VENV)/installed

@@ -112,7 +112,7 @@ def test_usage_errors(
 def test_every_promised_command_is_listed_and_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     page = capsys.readouterr().out
-    promised = {"serve", "chat", "complete", "run", "bench", "batch", "plan", "info"}
+    promised = {"serve", "chat", "complete", "run", "bench", "batch", "plan", "info", "simulate"}
     assert {name for name in promised if f"\n  {name} " in page} == promised == {"serve", *cli.COMMANDS}
     for module in cli.COMMANDS.values():
         assert callable(importlib.import_module(module).main)
