@@ -170,7 +170,7 @@ def table_launches(capability: int) -> list[Launch]:
                     block_size,
                     length=512,
                     new=new,
-                    **options,  # type: ignore[arg-type]
+                    **options,
                 )
                 launches += attention_launches(shape)
         if row.phase == "decode":

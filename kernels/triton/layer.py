@@ -41,7 +41,8 @@ class Layer:
         x = self._add(x, mixed.view(len(x), -1), parts.out)
         inner = kernels.linear(self._norm(x, parts.feed_forward_norm), parts.up)
         if parts.is_gated:
-            inner = kernels.gated_activation(*inner.chunk(2, dim=1), parts.activation)
+            gate, up = inner.chunk(2, dim=1)
+            inner = kernels.gated_activation(gate, up, parts.activation)
         else:
             inner = kernels.activation(inner, parts.activation)
         return self._add(x, inner, parts.down)

@@ -89,7 +89,7 @@ def make_attention(shape: AttentionShape, device: torch.device) -> AttentionInpu
         "kv_scales": torch.ones(2, shape.kv_heads, device=device) if shape.float8 else None,
     }
     query = torch.randn(total, heads, shape.head_dim, device=device, dtype=shape.dtype)
-    return AttentionInputs(query, *caches, plan, options)
+    return AttentionInputs(query, caches[0], caches[1], plan, options)
 
 
 def launch_layer(kernels: TritonKernels, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -101,7 +101,8 @@ def launch_layer(kernels: TritonKernels, dtype: torch.dtype = torch.bfloat16) ->
     kernels.rms_norm(hidden, weight, 1e-5)
     kernels.layer_norm(hidden, weight, weight, 1e-5)
     gate_up = torch.zeros(4, 2 * 14336, dtype=dtype, device=device)
-    kernels.gated_activation(*gate_up.chunk(2, dim=1), "silu")
+    gate, up = gate_up.chunk(2, dim=1)
+    kernels.gated_activation(gate, up, "silu")
     kernels.activation(hidden, "gelu_tanh")
     cache = torch.zeros(4, kv_heads, 16, dim, dtype=dtype, device=device)
     kernels.copy_blocks(cache, cache, torch.zeros(1, 2, dtype=torch.int64, device=device))
