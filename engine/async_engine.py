@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import sys
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
@@ -303,14 +302,14 @@ class AsyncEngine:
             if self.state not in ("ready", "draining"):
                 continue
             with contextlib.suppress(RequestFailed):
-                if len(self._table):
+                if len(self._table) or self.statistics.num_running or self.statistics.num_waiting:
                     await self._reconcile_once()
                 elif self.statistics.num_steps != checked_at_step:
                     answer = await self.query("check")
                     checked_at_step = answer.statistics.num_steps
                     if answer.violations:
                         text = "; ".join(answer.violations)
-                        print(f"quire: the idle engine violates its invariants: {text}", file=sys.stderr, flush=True)
+                        await self._supervisor.condemn(f"the idle engine violates its invariants: {text}")
 
     async def _reconcile_once(self) -> None:
         asked = self._table.request_ids()

@@ -10,7 +10,7 @@ import pytest
 from support.fake_engine import FakeEngine, Script, echo_script, text_script
 from support.tokenizers import starter_tokenizer
 
-from quire.engine import async_engine
+from quire.engine import async_engine, supervisor
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.detokenizer import Detokenizer
@@ -261,6 +261,20 @@ async def test_a_lost_add_fails_within_a_reconcile_period(monkeypatch: pytest.Mo
         assert fake.messages(LiveIds)
 
 
+async def test_a_lost_cancel_is_made_good_by_the_lease_though_nobody_else_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine holds a request for nobody: it must hear of an empty table too. Found by the simulator (I20)."""
+    monkeypatch.setattr(async_engine, "RECONCILE_SECONDS", 0.02)
+    async with engine_with() as (engine, fake):
+        fake.hold()
+        fake.forget.add(Cancel)
+        await engine.generate(request(max_tokens=100)).aclose()
+        await until(lambda: LiveIds(()) in fake.messages(LiveIds))
+        assert engine.registered() == 0
+        fake.sequences.clear()
+
+
 async def test_admission_is_exact_under_a_burst() -> None:
     async with engine_with(max_queued=10, max_num_seqs=4) as (engine, fake):
         fake.hold()
@@ -324,3 +338,21 @@ async def test_statistics_settle_when_the_table_is_empty() -> None:
         assert fake.messages(Query)
         answer = await engine.query("check")
         assert answer.request_ids == ()
+
+
+async def test_an_engine_that_violates_its_invariants_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F28: doubtful keys and values are nobody's to read."""
+    monkeypatch.setattr(async_engine, "RECONCILE_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "DUMP_SECONDS", 0.0)
+    async with engine_with() as (engine, fake):
+        fake.violations = ("I2: block 3 has a reference too many",)
+        await fold(engine.generate(request()))
+        while engine.restarts == 0:
+            await asyncio.sleep(0.01)
+        while engine.state != "ready":
+            await asyncio.sleep(0.01)
+        assert await fold(engine.generate(request()))
+    assert "block 3 has a reference too many" in caplog.text
+    assert engine.quarantines == 0
