@@ -77,7 +77,9 @@ def _run(options: argparse.Namespace) -> int:
         life = live(draw(options.seed, options.depth), options.until or options.steps)
         print(life_story(life, options.until or options.steps))
         return _tell_shrunk(life, options.until or options.steps)
-    progress = read_progress(options.resume) if options.resume else Progress(next_seed=options.first)
+    progress = Progress(next_seed=options.first)
+    if options.resume and options.resume.exists():
+        progress = read_progress(options.resume)
     line, begin = StatusLine(sys.stderr), time.process_time()
     left = options.seeds
     while progress.num_steps < options.total if options.total else left > 0:

@@ -7,7 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from quire.engine.frames import decode_from_engine, decode_to_engine, encode_message
-from quire.engine.messages import Add, Answer, Cancel, Explain, Failure, Query, StepOutputs, ToEngine, pack_ids
+from quire.engine.messages import (
+    Add,
+    Answer,
+    Cancel,
+    Explain,
+    Failure,
+    Query,
+    Statistics,
+    StepOutputs,
+    ToEngine,
+    pack_ids,
+)
 from quire.engine.outputs import TextDelta
 from quire.engine.request_table import (
     ClientGone,
@@ -66,6 +77,8 @@ class HttpSide:
         self._ghosts: dict[str, float] = {}
         self._lost: set[str] = set()
         """Requests that never reached the engine."""
+        self._statistics = Statistics()
+        """The newest that the engine sent."""
         self.open()
         timers.after(RECONCILE_SECONDS, self._reconcile)
 
@@ -262,14 +275,16 @@ class HttpSide:
         """Read all that the engine has said."""
         while engine.outbox:
             match decode_from_engine(encode_message(engine.outbox.take())):
-                case StepOutputs(rows):
+                case StepOutputs(rows, statistics):
+                    self._statistics = statistics
                     self.handle(Rows(rows))
                 case Answer() as answer:
+                    self._statistics = answer.statistics
                     self._answered(answer)
 
     def engine_up(self, engine: EngineProcess) -> None:
         """A new engine is ready."""
-        self.engine, self._asked = engine, None
+        self.engine, self._asked, self._statistics = engine, None, Statistics()
         self.handle(EngineUp(self._plan.max_num_seqs))
 
     # --- reconciliation ---
@@ -277,7 +292,8 @@ class HttpSide:
     def _reconcile(self) -> None:
         """Every five seconds, as `AsyncEngine` does it."""
         self._timers.after(RECONCILE_SECONDS, self._reconcile)
-        if self.table.state in ("ready", "draining") and self.engine is not None and self._asked is None:
+        works = len(self.table) or self._statistics.num_running or self._statistics.num_waiting
+        if works and self.table.state in ("ready", "draining") and self.engine is not None and self._asked is None:
             self._asked = self.table.request_ids(), []
             self.handle(Reconcile())
             self._send(Query(1, "statistics"))

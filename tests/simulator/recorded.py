@@ -44,8 +44,8 @@ def write_kills(kills: dict[str, Kill], path: Path = RECORDED) -> None:
 
 
 def read_progress(path: Path) -> Progress:
-    """Where the run stopped; a new one where there is no file."""
-    return msgspec.json.decode(path.read_bytes(), type=Progress) if path.exists() else Progress()
+    """Where the run stopped."""
+    return msgspec.json.decode(path.read_bytes(), type=Progress)
 
 
 def write_progress(progress: Progress, path: Path) -> None:

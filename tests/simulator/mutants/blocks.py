@@ -98,7 +98,8 @@ def allocate_without_counting(original: Any, pool: Any, count: int) -> list[int]
 
 def block_count_rounds_down(original: Any, tables: Any, num_tokens: int) -> int:
     """A sequence needs no block for the tokens that do not fill one."""
-    return max(1, num_tokens // tables._pool.block_size) * len(tables._groups)
+    num_full_blocks: int = num_tokens // tables._pool.block_size
+    return max(1, num_full_blocks) * len(tables._groups)
 
 
 def hits_are_not_referenced(original: Any, tables: Any, sequence: Sequence, hit: Any, *arguments: Any) -> bool:
