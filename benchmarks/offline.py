@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import tempfile
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from time import perf_counter
@@ -16,14 +18,16 @@ import msgspec
 
 from quire.benchmarks import datasets
 from quire.benchmarks.backends import Request
+from quire.benchmarks.gpu_engine import GpuEngine
+from quire.benchmarks.shapes import SHAPES, write_shape
 from quire.benchmarks.words import TooFewWords, Words, guessed, learn
 from quire.clients.terminal import USAGE, CommandFailed, Parser
 from quire.engine.llm import LLM
 from quire.engine.sampling_params import SamplingParams
 
-_ENGINE = ("load_format", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "max_num_seqs",
-           "max_num_batched_tokens", "kv_cache_memory_bytes", "block_size", "enable_prefix_caching",
-           "threads")  # fmt: skip
+_ENGINE = ("load_format", "device", "gpu_memory_utilization", "enforce_eager", "batch_invariant", "dtype",
+           "quantization", "kv_cache_dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+           "kv_cache_memory_bytes", "block_size", "enable_prefix_caching", "threads")  # fmt: skip
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -50,15 +54,40 @@ def main(words: list[str]) -> int:
     """Run it and print the line; with --output-json, write the figures."""
     options = _parser().parse(words)
     given = {name: getattr(options, name) for name in _ENGINE if getattr(options, name) is not None}
-    with LLM(options.model, **given) as llm:
-        requests = asyncio.run(_requests(llm, options))
-        result = measure(llm, requests, options.temperature, use_tqdm=not options.disable_tqdm)
+    result = _of_shape(options, given) if options.shape is not None else _of_model(options, given)
     print(result.line())
     print(f"Total num prompt tokens:  {result.total_num_tokens - result.total_output_tokens}")
     print(f"Total num output tokens:  {result.total_output_tokens}")
     if options.output_json is not None:
         options.output_json.write_text(json.dumps(msgspec.to_builtins(result), indent=1) + "\n")
     return 0
+
+
+def _of_model(options: Namespace, given: dict[str, Any]) -> Result:
+    with LLM(options.model, **given) as llm:
+        requests = asyncio.run(_requests(llm, options))
+        return measure(llm, requests, options.temperature, use_tqdm=not options.disable_tqdm)
+
+
+def _of_shape(options: Namespace, given: dict[str, Any]) -> Result:
+    """Random weights and random tokens, without text."""
+    if options.model is not None or options.load_format != "dummy":
+        raise CommandFailed("--shape: it has no weights; say --load-format dummy, and no --model", USAGE)
+    if options.dataset_name != "random":
+        raise CommandFailed(f"--dataset-name {options.dataset_name}: --shape has no tokenizer; use random", USAGE)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = GpuEngine(options.shape, write_shape(options.shape, Path(folder)), **{"device": "cpu"} | given)
+    chooser, spread = random.Random(options.seed), options.random_range_ratio
+
+    def around(length: int) -> int:
+        return chooser.randint(max(1, round(length * (1 - spread))), round(length * (1 + spread)))
+
+    lengths = [(around(options.input_len), around(options.output_len)) for _ in range(options.num_prompts)]
+    seconds = engine.all_at_once(lengths)[0]
+    outputs = sum(answer for _, answer in lengths)
+    tokens = outputs + sum(prompt for prompt, _ in lengths)
+    count = len(lengths)
+    return Result(seconds, count, tokens, outputs, count / seconds, tokens / seconds, outputs / seconds)
 
 
 def measure(llm: LLM, requests: list[Request], temperature: float, *, use_tqdm: bool = False) -> Result:
@@ -128,6 +157,7 @@ async def _requests(llm: LLM, options: Namespace) -> list[Request]:
 def _parser() -> Parser:
     parser = Parser("bench offline", "Throughput without a server.")
     parser.add_argument("--model", metavar="MODEL", help="folder or Hugging Face name [the starter model]")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="with --load-format dummy: of this model, without text")
     data = parser.add_argument_group("prompts")
     data.add_argument("--dataset-name", choices=("random", "sharegpt", "custom"), default="random", help="[random]")
     data.add_argument("--dataset-path", type=Path, metavar="FILE", help="of sharegpt and custom")
@@ -141,6 +171,10 @@ def _parser() -> Parser:
     data.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy [0]")
     engine = parser.add_argument_group("engine, as of `quire serve`")
     engine.add_argument("--load-format", choices=("auto", "dummy"), help="dummy: random weights, none are read")
+    engine.add_argument("--device", choices=("cpu", "cuda"))
+    engine.add_argument("--gpu-memory-utilization", type=float, metavar="SHARE")
+    engine.add_argument("--enforce-eager", action=BooleanOptionalAction)
+    engine.add_argument("--batch-invariant", action=BooleanOptionalAction)
     engine.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
     engine.add_argument("--quantization", choices=("int8", "int4", "int8-w8a8"))
     engine.add_argument("--kv-cache-dtype", choices=("auto", "float32", "bfloat16", "float16", "int8"))

@@ -43,6 +43,11 @@ class DeviceStart:
         self.records = not config.enforce_eager and backend.name != "reference"
         """Whether decode steps are recorded; the reference loops over the host's lists, so it cannot be."""
 
+    @property
+    def launches(self) -> str:
+        """How decode steps are launched, for the start-up line."""
+        return "decode steps recorded" if self.records else "every kernel launched by itself"
+
     def run(
         self, model: Model, specs: Sequence[CacheSpec], groups: Sequence[CacheGroup], watch: StepWatch
     ) -> tuple[DeviceRunner, CachePlan]:

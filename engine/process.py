@@ -17,11 +17,10 @@ from quire.engine.cache_report import ExplainingIndex
 from quire.engine.compiled_sampler import CompiledSampler
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
-from quire.engine.device import CudaDevice
+from quire.engine.device import CudaDevice, Device
 from quire.engine.device_runner import DEPTH
 from quire.engine.device_start import DeviceStart
 from quire.engine.errors import UsageError
-from quire.engine.gpu import Gpu
 from quire.engine.hardware import available_memory, count_cores, find_hardware
 from quire.engine.kv_cache import KVCache
 from quire.engine.loader import load_model
@@ -74,11 +73,12 @@ def build_engine(
     *,
     planted: dict[str, str] | None = None,
     stopwatch: Stopwatch | None = None,
+    make_device: Callable[[], Device] = CudaDevice,
 ) -> tuple[EngineCore, Ready]:
     """Load the model and everything around it. `watch` hears each layer, while loading each piece of the weights.
 
-    `planted` are faults for tests (`quire.engine.planted_faults`). Raises a QuireError with its exit code: UsageError,
-    ModelError, or CapacityError.
+    `planted` are faults for tests (`quire.engine.planted_faults`). `make_device`: what --device cuda computes on.
+    Raises a QuireError with its exit code: UsageError, ModelError, or CapacityError.
     """
     stopwatch, watch = stopwatch or Stopwatch(), watch or Unwatched()
     folder = Path(config.model)
@@ -95,7 +95,9 @@ def build_engine(
     if gpu is None:
         started = _start_on_cpu(config, footprint, plan, backend, model, decoder, watch, stopwatch)
     else:
-        started = _start_on_gpu(config, footprint, plan, backend, model, decoder, watch, stopwatch, gpu)
+        start = DeviceStart(config, footprint, gpu, make_device(), backend, stopwatch.lap)
+        runner, plan = start.run(model, decoder.cache_spec(), plan.groups, watch)
+        started = Started(runner, plan, f"{gpu.name}, {start.launches}", DEPTH)
     plan = started.plan
     max_num_seqs = min(resolved.max_num_seqs, plan.num_tokens // plan.block_size)
     budget = _warm_up(started.runner, resolved.max_num_batched_tokens, plan, max_num_seqs)
@@ -161,24 +163,6 @@ def _start_on_cpu(
     )
     threads = _threads(config, resolved, runner, plan, backend, decoder.weights_bytes)
     return Started(runner, plan, f"{threads} thread{'s' * (threads > 1)}", depth=1)
-
-
-def _start_on_gpu(
-    config: EngineConfig,
-    footprint: Footprint,
-    plan: CachePlan,
-    backend: kernels.Kernels,
-    model: Model,
-    decoder: Decoder,
-    watch: StepWatch,
-    stopwatch: Stopwatch,
-    gpu: Gpu,
-) -> Started:
-    """A runner that launches a step while the one before computes."""
-    start = DeviceStart(config, footprint, gpu, CudaDevice(), backend, stopwatch.lap)
-    runner, plan = start.run(model, decoder.cache_spec(), plan.groups, watch)
-    how = "decode steps recorded" if start.records else "every kernel launched by itself"
-    return Started(runner, plan, f"{gpu.name}, {how}", DEPTH)
 
 
 def _select_kernels(config: EngineConfig, resolved: Resolved, precision: Precision) -> kernels.Kernels:

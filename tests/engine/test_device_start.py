@@ -13,11 +13,11 @@ from support.tensor_kernels import TensorKernels
 
 from quire.engine import hardware, process
 from quire.engine.config import EngineConfig
+from quire.engine.core import EngineCore
 from quire.engine.device_memory import Measured, worst_steps
 from quire.engine.errors import CapacityError, UsageError
 from quire.engine.gpu import Gpu
-from quire.engine.messages import Add, pack_ids, unpack_ids
-from quire.engine.process import build_engine
+from quire.engine.messages import Add, Ready, pack_ids, unpack_ids
 from quire.engine.resolve import Resolved
 from quire.engine.sampling_params import SamplingParams
 from quire.kernels.cpu.torch_backend import CpuKernels
@@ -34,10 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> StubDevice:
     device = StubDevice(watch=False)
-    monkeypatch.setattr(process, "CudaDevice", lambda: device)
     monkeypatch.setattr(process.kernels, "select", lambda *arguments, **options: TensorKernels())
     monkeypatch.setattr(hardware, "find_gpu", lambda: GPU)
     return device
+
+
+def build_engine(config: EngineConfig, device: StubDevice) -> tuple[EngineCore, Ready]:
+    return process.build_engine(config, make_device=lambda: device)
 
 
 def configuration(folder: Path, **fields: Any) -> EngineConfig:
@@ -45,8 +48,8 @@ def configuration(folder: Path, **fields: Any) -> EngineConfig:
     return EngineConfig(model=str(folder), model_name="tiny", device="cuda", dtype="float32", **options | fields)
 
 
-def answer(config: EngineConfig) -> list[int]:
-    core, _ = build_engine(config)
+def answer(config: EngineConfig, device: StubDevice) -> list[int]:
+    core, _ = build_engine(config, device)
     core.add(Add("one", pack_ids(list(PROMPT)), SamplingParams(temperature=0, max_tokens=12)), 0.0)
     tokens: list[int] = []
     while core.has_work():
@@ -57,21 +60,21 @@ def answer(config: EngineConfig) -> list[int]:
 
 
 def test_it_answers_as_the_cpu_does(folder: Path, stub: StubDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = answer(configuration(folder))
+    found = answer(configuration(folder), stub)
     assert stub.num_replays > 0
     monkeypatch.undo()
     cpu = EngineConfig(model=str(folder), model_name="tiny", kernels="pytorch", dtype="float32", threads=1)
-    assert found == answer(cpu)
+    assert found == answer(cpu, stub)
     assert len(found) == 12
 
 
 def test_the_facts_say_what_was_chosen(folder: Path, stub: StubDevice) -> None:
-    _, ready = build_engine(configuration(folder))
+    _, ready = build_engine(configuration(folder), stub)
     assert ready.device == "cuda"
     assert ready.kernels == "tensors kernels on cuda, a stub, decode steps recorded; float32, as asked"
     assert list(ready.seconds) == ["weights", "profile", "kv_cache", "recordings", "warmup"]
     replays = stub.num_replays
-    _, ready = build_engine(configuration(folder, enforce_eager=True))
+    _, ready = build_engine(configuration(folder, enforce_eager=True), stub)
     assert "every kernel launched by itself" in ready.kernels
     assert stub.num_replays == replays
 
@@ -79,13 +82,13 @@ def test_the_facts_say_what_was_chosen(folder: Path, stub: StubDevice) -> None:
 def test_the_cache_takes_what_is_left_of_the_share(folder: Path, stub: StubDevice) -> None:
     """The stub's driver takes 87 MiB, and its tensors are not counted."""
     sizes = [
-        build_engine(configuration(folder, gpu_memory_utilization=share, max_num_seqs=64, max_model_len=1024))[1]
+        build_engine(configuration(folder, gpu_memory_utilization=share, max_num_seqs=64, max_model_len=1024), stub)[1]
         for share in (0.15, 0.16)
     ]
     more, block = sizes[1].kv_cache_bytes - sizes[0].kv_cache_bytes, sizes[0].kv_cache_bytes // sizes[0].num_blocks
     assert abs(more - 6 * MIB) <= block
     with pytest.raises(CapacityError, match=r"a step wants .* lower --max-num-batched-tokens"):
-        build_engine(configuration(folder, gpu_memory_utilization=0.1))
+        build_engine(configuration(folder, gpu_memory_utilization=0.1), stub)
 
 
 def test_kernels_that_cannot_sample_on_a_gpu_are_refused(
@@ -93,7 +96,7 @@ def test_kernels_that_cannot_sample_on_a_gpu_are_refused(
 ) -> None:
     monkeypatch.setattr(process.kernels, "select", lambda *arguments, **options: CpuKernels())
     with pytest.raises(UsageError, match="--kernels reference: they do not sample on a GPU; use --kernels triton"):
-        build_engine(configuration(folder, kernels="reference"))
+        build_engine(configuration(folder, kernels="reference"), stub)
 
 
 def test_what_is_left_for_the_cache() -> None:
