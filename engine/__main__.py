@@ -19,6 +19,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from quire.engine.bounded_log import BoundedHandler
 from quire.engine.dumps import Dumps
 from quire.engine.errors import QuireError
 from quire.engine.messages import (
@@ -56,6 +57,8 @@ def main() -> int:
     parser.add_argument("--page", type=int, required=True, help="inherited memfd of progress counters")
     arguments = parser.parse_args()
     bind_to_parent()
+    logging.getLogger().handlers[:] = [handler := BoundedHandler(sys.stderr.fileno())]
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s engine: %(message)s", "%H:%M:%S"))
     page = ProgressPage(arguments.page)
     transport = SocketEngineTransport(socket.socket(fileno=arguments.socket))
     dumps = Dumps()
@@ -65,8 +68,12 @@ def main() -> int:
     except TransportClosed as closed:
         log.info("%s; the engine ends", closed)
         return 0
+    except Exception:
+        log.exception("the engine ends")
+        return 1
     finally:
         transport.close()
+        handler.close()
 
 
 def bind_to_parent() -> None:

@@ -241,6 +241,11 @@ class Supervisor:
         if self._ready and self._engine is not None:
             self._engine.transport.send(message)
 
+    async def condemn(self, reason: str) -> None:
+        """End an engine whose state is not to be trusted any more; another one follows."""
+        if self._ready and self._engine is not None:
+            await _kill(self._engine, reason)
+
     def moved_at(self) -> float:
         """Monotonic seconds at which the running engine last moved; inf without one. From any thread."""
         engine = self._engine
@@ -339,18 +344,21 @@ class Supervisor:
                 seen, since = page, time.monotonic()
             elif time.monotonic() - since > limit:
                 self.hangs += 1
-                logger.error(
-                    "the engine has not moved for %g s with work pending; its stacks follow, then it is killed", limit
-                )
-                engine.dump_stacks()
-                await asyncio.sleep(DUMP_SECONDS)
-                await engine.end(0.0)
+                await _kill(engine, f"the engine has not moved for {limit:g} s with work pending")
                 return
 
     def _count(self, closed: TransportClosed) -> None:
         if isinstance(closed, ProtocolError):
             self.protocol_errors += 1
             logger.error("the connection to the engine was dropped: %s", closed)
+
+
+async def _kill(engine: RunningEngine, reason: str) -> None:
+    """For something that it did, so that its stacks and its last steps are wanted."""
+    logger.error("%s; its stacks follow, then it is killed", reason)
+    engine.dump_stacks()
+    await asyncio.sleep(DUMP_SECONDS)
+    await engine.end(0.0)
 
 
 def _exit_words(code: int | None) -> str:

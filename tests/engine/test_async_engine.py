@@ -349,10 +349,7 @@ async def test_an_engine_that_violates_its_invariants_is_replaced(
     async with engine_with() as (engine, fake):
         fake.violations = ("I2: block 3 has a reference too many",)
         await fold(engine.generate(request()))
-        while engine.restarts == 0:
-            await asyncio.sleep(0.01)
-        while engine.state != "ready":
-            await asyncio.sleep(0.01)
+        await until(lambda: engine.restarts > 0 and engine.state == "ready")
         assert await fold(engine.generate(request()))
     assert "block 3 has a reference too many" in caplog.text
     assert engine.quarantines == 0

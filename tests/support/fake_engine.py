@@ -195,12 +195,16 @@ class FakeEngine:
         self._shown: dict[int, Block] = {}
         self._wake = asyncio.Event()
         self._exit_code = 1
+        self.violations: tuple[str, ...] = ()
+        """What the first engine answers when its invariants are asked for."""
         self._line: MemoryEngineTransport | None = None
 
     async def launch(self) -> FakeProcess:
         """Pass this as `launch` to `AsyncEngine`."""
         engine_end, http_end = memory_pair()
         self.launches += 1
+        if self.launches > 1:
+            self.violations = ()
         self.watched = False
         self.sequences.clear()
         self._line = engine_end
@@ -305,7 +309,7 @@ class FakeEngine:
                     self.show("change")
             case Query(query_id, _):
                 ids = tuple({request_id for request_id, _ in self.sequences})
-                line.send(Answer(query_id, self._statistics(), request_ids=ids))
+                line.send(Answer(query_id, self._statistics(), request_ids=ids, violations=self.violations))
             case Watch(seconds):
                 begins = seconds > 0 and not self.watched
                 self.watched = seconds > 0

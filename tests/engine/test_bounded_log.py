@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quire.server.logs import BoundedHandler
+from quire.engine.bounded_log import BoundedHandler
 
 
 def record(text: str, *arguments: object) -> logging.LogRecord:
