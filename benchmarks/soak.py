@@ -79,7 +79,8 @@ async def _run(options: object) -> Report:
         print(f"{part} ...", file=sys.stderr, flush=True)
         match part:
             case "soak":
-                async with _server() as place:
+                # A small cache is full soon, and with it everything that is kept about blocks.
+                async with _server("--num-gpu-blocks-override", "1024") as place:
                     found, samples, moments = await _soak(
                         place, given["minutes"], given["clients"], given["kill_every"]
                     )
@@ -124,12 +125,16 @@ async def _server(*flags: str, key: str | None = None) -> AsyncIterator[Place]:
     url = f"http://127.0.0.1:{port}"
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     with StartedServer("quire", command) as server:
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), headers=headers
-        ) as http:
+        async with _session(headers) as http:
             await _ready(server, http, url)
             number = int(flags[flags.index("--max-num-seqs") + 1]) if "--max-num-seqs" in flags else 16
             yield Place(http, url, f"http://127.0.0.1:{health}", server.pid, number)
+
+
+def _session(headers: dict[str, str] | None = None) -> aiohttp.ClientSession:
+    """Without limits of its own."""
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
 
 
 async def _ready(server: StartedServer, http: aiohttp.ClientSession, url: str) -> None:
@@ -147,18 +152,19 @@ async def _soak(
     place: Place, minutes: float, clients: int, kill_every: float
 ) -> tuple[list[Row], list[Sample], list[float]]:
     """G1, G2, G4: the mix, bursts of twice the clients, and in the second half a kill of the engine now and then."""
-    await leftovers(place.http, place.url)
-    await parts.closed_loop(5.0, clients, lambda rng: mixed(place.http, place.url, rng))
+    async with _session() as http:
+        await parts.closed_loop(5.0, clients, lambda rng: mixed(http, place.url, rng))
     await leftovers(place.http, place.url)
     tally = Tally()
     watch = Watch(place.pid, tally)
     baseline = watch.look()
     watcher = asyncio.create_task(watch.run())
+    http = _session()
     began, seconds, kills = time.monotonic(), 60 * minutes, list[float]()
     outcomes: list[Outcome] = []
 
     async def one(rng: random.Random) -> Outcome:
-        outcome = await mixed(place.http, place.url, rng)
+        outcome = await mixed(http, place.url, rng)
         tally.ended += 1
         tally.finished += outcome.kind == "good" and outcome.end == "finished"
         if outcome.end in ("refused", "failed"):
@@ -182,6 +188,8 @@ async def _soak(
     outcomes += await parts.closed_loop(seconds, clients, one)
     for helper in helpers:
         await parts.settle(helper)
+    # Connections that the clients keep open are no leak of the server's.
+    await http.close()
     left = await leftovers(place.http, place.url)
     await asyncio.sleep(2)
     last = watch.look()

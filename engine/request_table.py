@@ -206,8 +206,10 @@ class RequestTable:
             case EngineDown(state, suspects):
                 self.state = "draining" if self._draining else state
                 code, message = _REFUSALS[state]
+                # As many as are sent away now are not to come back within one second.
+                retry_after = self._retry_after(now)
                 convicted = self._suspect(suspects, now)
-                return convicted + self._fail(self._entries, Failure(code, message, 503), now, retry_after=1.0)
+                return convicted + self._fail(self._entries, Failure(code, message, 503), now, retry_after)
             case ClientGone(request_id):
                 return self._cancel(request_id, "client_gone") if self._forget(request_id, now) else []
             case Tick():

@@ -147,6 +147,18 @@ def test_retry_after_follows_the_rate_of_finishing() -> None:
     assert refusal.retry_after == pytest.approx(2.0, rel=0.2)
 
 
+def test_those_who_lose_their_engine_come_back_no_faster_than_they_can_be_served() -> None:
+    table = ready_table()
+    for second in range(10):
+        table.handle(opened("x"), float(second))
+        table.handle(Rows((row("x", finish="stop"),)), second + 1.0)
+    for number in range(20):
+        table.handle(opened(f"w{number}"), 10.0)
+    effects = table.handle(EngineDown(), 10.0)
+    assert len(effects) == 20
+    assert all(isinstance(effect, Fail) and 15 <= (effect.retry_after or 0) <= 25 for effect in effects)
+
+
 def one_event(random_: random.Random, names: list[str], now: float) -> Event:
     name = random_.choice(names)
     choice = random_.randrange(3)
