@@ -24,6 +24,7 @@ int main(int argc, char **argv) {
         if (matmul_cases) matmul_cases(find);
         if (attention_cases) attention_cases(find);
         if (pointwise_cases) pointwise_cases(find);
+        if (layer_cases) layer_cases(find);
         printf("%s: clean\n", isa);
     }
     return argc < 2;

@@ -14,20 +14,26 @@ INLINE int is_few(const attention_t *p, int64_t rows, int64_t tokens) {
     return tokens == 1 && rows <= FEW_ROWS && p->cache.dim % VL == 0 && p->cache.kind != KV_FLOAT32;
 }
 
-/* Four bytes of each of VL rows, for VL times four bytes: words[i] is the i-th of all rows. */
-static __attribute__((noinline)) void few_words(const char *const *from, int64_t byte, int64_t bytes, vi *words) {
-    vi found[VL];
-    for (int i = 0; i < VL; i++) found[i] = kv_words(from[i] + byte, bytes - byte);
-    transpose(found);
-    for (int i = 0; i < VL; i++) words[i] = found[i];
+/* The features in the next 4 * VL bytes of VL rows (`left` bytes are left of each), feature after feature: to [][VL]. */
+static __attribute__((noinline)) void few_features(int kind, const char *const *from, int64_t byte, int64_t left, float *to) {
+    vi words[VL];
+    for (int i = 0; i < VL; i++) words[i] = kv_words(from[i] + byte, left);
+    transpose(words);
+    for (int i = 0; i < VL; i++) {
+        if (kind == KV_BFLOAT16) vstore(to, bf16_low(words[i])), vstore(to + VL, bf16_high(words[i])), to += 2 * VL;
+        if (kind == KV_FLOAT16) vstore(to, f16_low(words[i])), vstore(to + VL, f16_high(words[i])), to += 2 * VL;
+        if (kind == KV_INT8) {
+            vstore(to, I8_PART(words[i], 0)), vstore(to + VL, I8_PART(words[i], 1));
+            vstore(to + 2 * VL, I8_PART(words[i], 2)), vstore(to + 3 * VL, I8_PART(words[i], 3)), to += 4 * VL;
+        }
+    }
 }
 
 /* scores [R][TILE] of the keys first .. end - 1: query [R][dim] times keys, sequential over the features. `ahead` [TILE],
    here and below: rows that are soon needed, fetched meanwhile. */
-INLINE void few_scores_of(const int kind, const int R, const char *const *rows, const char *const *ahead, int first,
-                          int end, int64_t dim, const float *query, float *scores) {
-    const int parts = 4 / (int)kv_value_bytes(kind);
-    const int64_t bytes = dim * kv_value_bytes(kind);
+INLINE void few_scores_of(const int R, int kind, const char *const *rows, const char *const *ahead, int first, int end,
+                          int64_t dim, const float *query, float *scores) {
+    const int64_t size = kv_value_bytes(kind), bytes = dim * size;
     for (int group = first / VL * VL; group < end; group += VL) {
         const char *from[VL];
         vf sums[FEW_ROWS];
@@ -35,27 +41,14 @@ INLINE void few_scores_of(const int kind, const int R, const char *const *rows, 
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) sums[r] = vzero();
         for (int64_t byte = 0; byte < bytes; byte += 4 * VL) {
-            const int64_t feature = byte / 4 * parts, left = (dim - feature + parts - 1) / parts;
-            vi words[VL];
-            few_words(from, byte, bytes, words);
-            if (byte % 64 == 0)
-                for (int i = 0; i < VL; i++) __builtin_prefetch(ahead[group + i] + byte, 0, 2);
-            const int count = left < VL ? (int)left : VL;
-#pragma GCC unroll 1
-            for (int i = 0; i < count; i++) {
-                const float *q = query + feature + i * parts;
-#define ADD(part, value)                                                                            \
-    do {                                                                                            \
-        const vf key = value;                                                                       \
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[r] = vfma(vset(q[r * dim + (part)]), key, sums[r]); \
-    } while (0)
-                if (kind == KV_BFLOAT16) { ADD(0, bf16_low(words[i])); ADD(1, bf16_high(words[i])); }
-                if (kind == KV_FLOAT16) { ADD(0, f16_low(words[i])); ADD(1, f16_high(words[i])); }
-                if (kind == KV_INT8) {
-                    ADD(0, I8_PART(words[i], 0)); ADD(1, I8_PART(words[i], 1));
-                    ADD(2, I8_PART(words[i], 2)); ADD(3, I8_PART(words[i], 3));
-                }
-#undef ADD
+            float keys[4 * VL * VL];
+            const int64_t feature = byte / size, left = dim - feature < 4 * VL / size ? dim - feature : 4 * VL / size;
+            few_features(kind, from, byte, bytes - byte, keys);
+            for (int i = 0; byte % 64 == 0 && i < VL; i++) __builtin_prefetch(ahead[group + i] + byte, 0, 2);
+            for (int64_t i = 0; i < left; i++) {
+                const vf key = vload(keys + i * VL);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) sums[r] = vfma(vset(query[r * dim + feature + i]), key, sums[r]);
             }
         }
 #pragma GCC unroll 8
@@ -120,8 +113,8 @@ static void few_rest(int kind, int64_t count, const char *const *rows, int first
 
 static void few_scores(int kind, int64_t count, const char *const *rows, const char *const *ahead, int first, int end,
                        int64_t dim, const float *query, float *scores) {
-#define CASE(kind, R) case (kind) * 16 + (R): few_scores_of(kind, R, rows, ahead, first, end, dim, query, scores); break;
-    switch (kind * 16 + count) { EACH_KIND(EACH_COUNT) }
+#define CASE(kind_, R) case R: few_scores_of(R, kind, rows, ahead, first, end, dim, query, scores); break;
+    switch (count) { EACH_COUNT(0) }
 #undef CASE
 }
 

@@ -13,40 +13,39 @@
 #define PIECES 8 /* that a thread takes of a matrix, one after the other: the last ones even out who was held up */
 #define UNUSED __attribute__((unused)) /* by the instruction sets that lack VDPBF16PS or VPDPBUSD */
 
-/* A tile whose weights come from memory: alone, or one of two that share what is asked for ahead. */
+/* A tile whose weights come from memory: alone, or one of two that share what is asked for ahead. Codes cost more to
+   widen than to fetch, and two that both ask for all of it lose nothing. */
 static void stream(int kind, int64_t rows, int is_alone, tile_t *t) {
-#define LINES(bytes) ((bytes) < 64 ? 1 : (bytes) / 64)
-#define STREAM(kind, bytes)                                                                   \
-    case kind:                                                                                \
-        t->step = is_alone ? bytes : bytes / 2;                                               \
-        if (is_alone) tile_of_rows(kind, FEW, LINES(bytes), rows, t);                    \
-        else tile_of_rows(kind, FEW, LINES(bytes / 2), rows, t);                         \
-        break;
+#define ALONE(kind, bytes) \
+    case kind: t->step = bytes; tile_of_rows(kind, 1, FEW, (bytes) < 64 ? 1 : (bytes) / 64, rows, t); break;
+#define SHARED(kind, bytes) \
+    case kind: t->step = bytes / 2; tile_of_rows(kind, 3, FEW, bytes / 128, rows, t); return;
+    if (!is_alone && rows >= 3) switch (kind) { SHARED(FLOAT32, 256) SHARED(BFLOAT16, 256) SHARED(FLOAT16, 128) }
     switch (kind) {
-        STREAM(FLOAT32, 256)
-        STREAM(BFLOAT16, 256)
-        STREAM(FLOAT16, 128)
-        STREAM(INT8, 66)
-        STREAM(INT4, 288)
-        STREAM(Q8_0, 68)
-        STREAM(Q4_0, 288)
+        ALONE(FLOAT32, 256)
+        ALONE(BFLOAT16, 256)
+        ALONE(FLOAT16, 128)
+        ALONE(INT8, 66)
+        ALONE(INT4, 288)
+        ALONE(Q8_0, 68)
+        ALONE(Q4_0, 288)
 #if defined(__AVX512VNNI__)
-        STREAM(INT8_INT8, 280)
+        ALONE(INT8_INT8, 280)
 #endif
     }
-#undef STREAM
-#undef LINES
+#undef ALONE
+#undef SHARED
 }
 
 static void panel_tile(int kind, int64_t rows, tile_t *t) {
-    if (IS_GROUPS(kind)) tile_of_rows(PANEL, ROWS, 2, rows, t);
+    if (IS_GROUPS(kind)) tile_of_rows(PANEL, 1, ROWS, 2, rows, t);
 #if defined(__AVX512BF16__)
-    else if (PAIRED(kind)) tile_of_rows(BFLOAT16, ROWS, 2, rows, t);
+    else if (PAIRED(kind)) tile_of_rows(BFLOAT16, 1, ROWS, 2, rows, t);
 #endif
 #if defined(__AVX512VNNI__)
-    else if (QUADS(kind)) tile_of_rows(INT8_INT8, ROWS, 2, rows, t);
+    else if (QUADS(kind)) tile_of_rows(INT8_INT8, 1, ROWS, 2, rows, t);
 #endif
-    else tile_of_rows(FLOAT32, ROWS, 2, rows, t);
+    else tile_of_rows(FLOAT32, 1, ROWS, 2, rows, t);
 }
 
 /* Positions that one turn of a panel tile's loop takes. */

@@ -159,11 +159,11 @@ INLINE void tile(const int kind, const int rows, const int vectors, const int li
     }
 }
 
-/* All 64 outputs of a block for 1 <= rows <= most <= ROWS. */
-INLINE void tile_of_rows(const int kind, const int most, const int lines, int64_t rows, tile_t *t) {
+/* All 64 outputs of a block for fewest <= rows <= most <= ROWS. */
+INLINE void tile_of_rows(const int kind, const int fewest, const int most, const int lines, int64_t rows, tile_t *t) {
 #define CASE(n)                                                                             \
     case n:                                                                                 \
-        for (t->lane = 0; n <= most && t->lane < BLOCK; t->lane += VECTORS(n) * VL)         \
+        for (t->lane = 0; n >= fewest && n <= most && t->lane < BLOCK; t->lane += VECTORS(n) * VL)         \
             tile(kind, n, VECTORS(n), lines, t);                                            \
         break;
     switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }

@@ -27,5 +27,6 @@ static inline float noise(uint64_t *state) {
 void matmul_cases(find_t find) __attribute__((weak));
 void attention_cases(find_t find) __attribute__((weak));
 void pointwise_cases(find_t find) __attribute__((weak));
+void layer_cases(find_t find) __attribute__((weak));
 
 #endif
