@@ -126,12 +126,13 @@ def copy_kernel(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x [..., H] normed with weight [H] or [heads, H], and x + residual ([T, H]; then that is normed) or x."""
-    heads = x.shape[1] if x.dim() == 3 else 1
     size = x.shape[-1]
-    if x.dim() > 3 or (x.numel() and x.stride(-1) != 1):
-        x = x.reshape(-1, size).contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    summed = x if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.dim() != 3:
+        x = x.reshape(-1, size)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    heads = x.shape[1] if x.dim() == 3 else 1
+    summed = x if residual is None else torch.empty(out.shape, dtype=x.dtype, device=x.device)
     if x.numel():
         block = triton.next_power_of_2(size)
         rms_norm_kernel[(x.numel() // size,)](

@@ -18,16 +18,15 @@ Phase = Literal["decode", "prefill"]
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """One row for attention. 0 in a condition: any."""
+    """One row for attention: of one shape, or with `block_size` 0 of all up to one."""
 
     phase: Phase
     head_dim: int
-    """Up to this one."""
     group: int
-    """Query heads a key head: up to this many."""
+    """Query heads a key head."""
     block_size: int
     bucket: int
-    """Up to so many programs, splits not counted (query tiles times key heads)."""
+    """Up to so many programs, splits not counted (sequences times key heads); 0: any number."""
     rows: int
     """Query rows of a program: tokens times the heads of a group."""
     keys: int
@@ -39,12 +38,11 @@ class AttentionSettings:
 
     def fits(self, head_dim: int, group: int, block_size: int, bucket: int) -> bool:
         """Whether this row is for that shape."""
-        return (
-            head_dim <= (self.head_dim or head_dim)
-            and group <= (self.group or group)
-            and block_size == (self.block_size or block_size)
-            and bucket <= (self.bucket or bucket)
-        )
+        if self.block_size:
+            same = (head_dim, group, block_size) == (self.head_dim, self.group, self.block_size)
+        else:
+            same = head_dim <= self.head_dim and group <= self.group
+        return same and bucket <= (self.bucket or bucket)
 
 
 @dataclass(frozen=True)
