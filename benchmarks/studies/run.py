@@ -20,6 +20,7 @@ STUDIES = {
     "prefix-cache": "quire.benchmarks.studies.prefix_cache",
     "streaming": "quire.benchmarks.studies.streaming",
     "quantization": "quire.benchmarks.studies.quantization",
+    "threads": "quire.benchmarks.studies.threads",
     "logit-error": "quire.benchmarks.studies.logit_error",
 }
 """Name to a module with `Result`, `measure(settings)`, `draw(result, path)` and `table(result)`."""
