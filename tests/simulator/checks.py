@@ -1,4 +1,4 @@
-"""What must hold after every step of the engine: I1-I12, I14-I16, I19, and what is counted on the way."""
+"""What must hold after every step of the engine: I1-I16, I19, and what is counted on the way."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from quire.engine.sequence import Sequence, Status
 from quire.engine.step import Step
 from quire.simulator.clients import Client
 from quire.simulator.coverage import Coverage
+from quire.simulator.fairness import Fairness
 from quire.simulator.shadow import ShadowRunner, Violation
 from quire.simulator.swarm import Swarm
 
@@ -37,6 +38,7 @@ class Checks:
         self._swarm, self._coverage, self._clients = swarm, coverage, clients
         self._open: dict[tuple[str, int], int] = {}
         """Choices that the engine owes an end, and how many tokens it has given for each."""
+        self._fairness = Fairness(scheduler)
         self._statuses: dict[Sequence, Status] = {}
         self._oldest: tuple[Sequence, int] | None = None
         self._must_move = False
@@ -140,6 +142,7 @@ class Checks:
         coverage["fork.copied"] += bool(step.block_copies)
         coverage["depth.several"] += len(self._scheduler.flights) > 1
         self._check_suspects(step)
+        self._fairness.stepped(step, self._runner.rows, self._clients)
 
     def _check_suspects(self, step: Step) -> None:
         """F07: who may have killed an engine shares no step."""

@@ -189,6 +189,18 @@ def forks_expect_too_much(original: Any, forks: Forks, fork: Sequence, leader: S
     return inherits
 
 
+def serve_the_richest(original: Any, queue: Any, key_id: str) -> Any:
+    """The key that has had most goes first."""
+    service, order = original(queue, key_id)
+    return -service, order
+
+
+def serve_one_key(original: Any, queue: FairQueue, sequence: Sequence, num_tokens: int) -> None:
+    """One key is charged for nothing."""
+    if sequence.group.key_id != "key-0":
+        original(queue, sequence, num_tokens)
+
+
 def suspects_have_company(original: Any, draft: Draft, sequence: Sequence) -> bool:
     """A request that may have killed an engine is computed beside others."""
     return True
@@ -219,5 +231,7 @@ SCHEDULING = (
     Mutant(Scheduler, "_land", keep_copies_pinned),
     Mutant(Scheduler, "_advance", count_before_it_is_computed),
     Mutant(Forks, "_inherit", forks_expect_too_much),
+    Mutant(FairQueue, "_rank", serve_the_richest),
+    Mutant(FairQueue, "charge", serve_one_key),
     Mutant(Draft, "takes", suspects_have_company),
 )
