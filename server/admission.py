@@ -18,7 +18,7 @@ from quire.server.key_limits import KeyLimits, KeyMeter
 from quire.server.limits import Limits
 
 KEY_SHARE = 0.5
-"""Of the places for sequences: what one key may hold where there are several."""
+"""Of the queue: what one key may hold where there are several, beside as many sequences as can run."""
 
 
 class Pressure(enum.IntEnum):
@@ -111,7 +111,7 @@ class Admission:
         if deadline_seconds is not None and self.estimated_wait(max_running, sequences) > deadline_seconds:
             raise self._overloaded("the wait would outlast deadline_ms", max_running)
         if meter is not None:
-            share = max(1, int(places * KEY_SHARE))
+            share = max_running + int((places - max_running) * KEY_SHARE)
             if len(self._meters) > 1 and meter.num_sequences + sequences > share:
                 text = (
                     f"This key has {meter.num_sequences} sequences waiting or running, and one of {len(self._meters)} "

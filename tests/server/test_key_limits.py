@@ -149,16 +149,16 @@ async def test_the_weight_of_a_key_reaches_the_engine(tmp_path: Path, engine: St
     assert [(request.key_id, request.weight) for request in engine.requests] == [("alice", 2.5), ("bob", 1.0)]
 
 
-def test_one_of_several_keys_may_hold_half_of_the_places() -> None:
+def test_one_of_several_keys_may_hold_half_of_the_queue() -> None:
     admission = Admission(Limits(), 6, Clock(), {"alice": KeyLimits(), "bob": KeyLimits()})
     with admission.enter("alice") as alice, admission.enter("bob") as bob:
-        alice.take_sequences(5, max_running=4)
+        alice.take_sequences(7, max_running=4)
         with pytest.raises(ApiError) as refused:
             alice.take_sequences(1, max_running=4)
-        bob.take_sequences(5, max_running=4)
+        bob.take_sequences(3, max_running=4)
     assert (refused.value.code, refused.value.status) == ("concurrency_limit_exceeded", 429)
     with admission.enter("alice") as alice:
-        alice.take_sequences(5, max_running=4)
+        alice.take_sequences(7, max_running=4)
     alone = Admission(Limits(), 6, Clock(), {"alice": KeyLimits()})
     with alone.enter("alice") as ticket:
         ticket.take_sequences(10, max_running=4)
