@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import AsyncIterator
@@ -299,3 +300,13 @@ def test_middleware_is_pure_asgi(app: FastAPI) -> None:
     """F18: nothing of ours wraps `receive`."""
     for entry in app.user_middleware:
         assert "call_next" not in inspect.getsource(entry.cls)  # type: ignore[arg-type]
+
+
+async def test_one_id_for_many_requests(http: httpx.AsyncClient, engine: StubEngine) -> None:
+    """F20: a client's id is an echo; what the engine calls a request is ours, and nobody's is another's."""
+    body = {"model": "stub", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    headers = {"x-request-id": "the-same"}
+    answers = await asyncio.gather(*(http.post("/v1/chat/completions", json=body, headers=headers) for _ in range(50)))
+    assert {(answer.status_code, answer.headers["x-request-id"]) for answer in answers} == {(200, "the-same")}
+    assert len({answer.json()["id"] for answer in answers}) == 50
+    assert len({request.request_id for request in engine.requests}) == 50
