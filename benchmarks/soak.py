@@ -178,10 +178,13 @@ async def _soak(
 
     async def faults() -> None:
         await asyncio.sleep(seconds / 2)
+        finished = -1
         while time.monotonic() < began + seconds - kill_every / 2:
-            if (pid := engine_pid(place.pid)) is not None:
+            # An engine that has not answered yet is given the time to.
+            if (pid := engine_pid(place.pid)) is not None and tally.finished > finished:
                 os.kill(pid, signal.SIGKILL)
                 kills.append(time.monotonic() - began)
+                finished = tally.finished
             await asyncio.sleep(kill_every)
 
     helpers = [asyncio.create_task(bursts()), asyncio.create_task(faults())]
