@@ -11,7 +11,16 @@ from quire.server.errors import STATUS_OF_CODE
 from quire.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, Kind
 from quire.server.layers import FIELDS, flag_name
 
-PAGES = ("README.md", "docs/architecture.md", "docs/api.md", "docs/command-line.md", "docs/operations.md", "docs/simulator.md")
+PAGES = (
+    "README.md",
+    "docs/architecture.md",
+    "docs/api.md",
+    "docs/command-line.md",
+    "docs/operations.md",
+    "docs/simulator.md",
+    "docs/reliability.md",
+    "SECURITY.md",
+)
 
 
 def page(name: str) -> str:
