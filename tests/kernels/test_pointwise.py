@@ -37,8 +37,10 @@ def wide(size: int, *shape: int) -> Tensor:
 
 
 def assert_as_exact_as_torch(found: Tensor, torchs: Tensor, exact: Tensor) -> None:
-    """At most twice PyTorch's own error, or four units in the last place of the largest value where PyTorch has less:
-    which way its own roundings fall is the machine's affair (2.8 is the most seen in 1,500 draws of each activation)."""
+    """At most twice PyTorch's own error, or four units in the last place of the largest value where PyTorch has less.
+
+    Which way its own roundings fall is the machine's affair (2.8 is the most seen in 1,500 draws of each activation).
+    """
     assert (found.shape, found.dtype) == (torchs.shape, torch.float32)
     assert found.is_contiguous()
     unit = exact.abs().max().item() * torch.finfo(torch.float32).eps

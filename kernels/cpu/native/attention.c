@@ -128,7 +128,8 @@ static int hides_no_number(const attention_t *p, const Work *w, int64_t base, in
 /* The chunk's sums go on by the values first .. end - 1 of a tile, which are what `values` has. */
 static void add_values(const attention_t *p, const Work *w, int64_t base, int64_t begin, int64_t end, int first, int last,
                        int is_first) {
-    const int64_t width = round_up(p->cache.dim, VL), together = hides_no_number(p, w, base, begin, end, first, last) ? 1 : ROWS;
+    const int64_t width = round_up(p->cache.dim, VL);
+    const int64_t together = hides_no_number(p, w, base, begin, end, first, last) ? 1 : ROWS;
     for (int64_t panel = 0; panel < width; panel += PANEL)
         for (int64_t row = begin; row < end; row += together) {
             const int rows = (int)smaller(together, end - row);
@@ -216,8 +217,9 @@ static void find_rows(const attention_t *p, const item_t *item, int64_t tile, Ro
     const int64_t bytes = kv_row_bytes((int)p->cache.kind, p->cache.dim);
     const int32_t *table = p->tables + item->sequence * p->table_stride;
     rows->base = base, rows->first = (int)(first - base), rows->end = (int)(end - base);
-    kv_rows(p->cache.keys, table, p->cache.block_size, p->cache.kv_heads, item->kv_head, bytes, base, first, end, rows->keys);
-    kv_rows(p->cache.values, table, p->cache.block_size, p->cache.kv_heads, item->kv_head, bytes, base, first, end, rows->values);
+    const int64_t size = p->cache.block_size, heads = p->cache.kv_heads;
+    kv_rows(p->cache.keys, table, size, heads, item->kv_head, bytes, base, first, end, rows->keys);
+    kv_rows(p->cache.values, table, size, heads, item->kv_head, bytes, base, first, end, rows->values);
     for (int i = 0; i < TILE; i++)
         if (i < rows->first || i >= rows->end)
             rows->keys[i] = rows->keys[rows->first], rows->values[i] = rows->values[rows->first];
@@ -227,7 +229,8 @@ static void find_rows(const attention_t *p, const item_t *item, int64_t tile, Ro
 static void bring_scores(const attention_t *p, const Work *w, const Rows *tile, int64_t begin, int64_t end) {
     const int64_t slice = end - begin > ROWS ? p->cache.dim : SLICE_BYTES / kv_value_bytes((int)p->cache.kind);
     if (w->is_few)
-        few_scores((int)p->cache.kind, end, tile->keys, tile->values, tile->first, tile->end, p->cache.dim, w->query, w->scores);
+        few_scores((int)p->cache.kind, end, tile->keys, tile->values, tile->first, tile->end, p->cache.dim, w->query,
+                   w->scores);
     for (int64_t at = 0; !w->is_few && at < p->cache.dim; at += slice) {
         const int64_t depth = smaller(slice, p->cache.dim - at);
         kv_keys((int)p->cache.kind, tile->keys, tile->values, tile->first, tile->end, at, depth, w->keys);

@@ -109,7 +109,9 @@ static void few_rest(int kind, int64_t count, const char *const *rows, int first
 }
 
 #define EACH_KIND(CASES) CASES(KV_BFLOAT16) CASES(KV_FLOAT16) CASES(KV_INT8)
-#define EACH_COUNT(kind) CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8)
+#define EACH_COUNT(kind)                                        \
+    CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4)     \
+    CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8)
 
 static void few_scores(int kind, int64_t count, const char *const *rows, const char *const *ahead, int first, int end,
                        int64_t dim, const float *query, float *scores) {

@@ -1,8 +1,8 @@
 /* A register tile: rows x vectors of sums that stay in registers along `in`. kind, rows, vectors and lines are constants
    wherever these functions are inlined.
 
-   Plain kinds: sum = fma(x[i], w[i], sum) for i = 0, 1, ... Groups (int8, int4, q8_0, q4_0): part = fma(x[i], q[i], part) from 0
-   within a group, then sum = fma(part, scale, sum). int8-w8a8: the part is a whole number, exact, and
+   Plain kinds: sum = fma(x[i], w[i], sum) for i = 0, 1, ... Groups (int8, int4, q8_0, q4_0): part =
+   fma(x[i], q[i], part) from 0 within a group, then sum = fma(part, scale, sum). int8-w8a8: the part is a whole number, exact, and
    sum = fma(part, weight scale * activation scale, sum). A PANEL holds the same q, widened to floats before. */
 
 #ifndef QUIRE_MATMUL_TILE_H
