@@ -45,17 +45,18 @@ def parameter_words(params: SamplingParams, choice: int, num_prompt_tokens: int)
 
 
 class Parameters:
-    """The records of R rows, field by field; each tensor [R]."""
+    """The records of R rows, field by field; each tensor [R] and contiguous, as kernels read them by address."""
 
     def __init__(self, records: Tensor) -> None:
         """`records` int32 [R, PARAMETER_WORDS]."""
-        numbers = records.view(torch.float32)
-        self.num_prompt_tokens = records[:, _NUM_PROMPT]
+        self._keys = records[:, _KEY].contiguous().view(torch.int64).squeeze(1)
+        fields = records[:, : _KEY.start].t().contiguous()
+        numbers = fields.view(torch.float32)
+        self.num_prompt_tokens, self._top_k = fields[_NUM_PROMPT], fields[_TOP_K]
         self.repetition, self.presence, self.frequency = (
-            numbers[:, field] for field in (_REPETITION, _PRESENCE, _FREQUENCY)
+            numbers[field] for field in (_REPETITION, _PRESENCE, _FREQUENCY)
         )
-        self._top_k, self._keys = records[:, _TOP_K], records[:, _KEY].view(torch.int64).squeeze(1)
-        self._temperature, self._top_p, self._min_p = (numbers[:, field] for field in (_TEMPERATURE, _TOP_P, _MIN_P))
+        self._temperature, self._top_p, self._min_p = (numbers[field] for field in (_TEMPERATURE, _TOP_P, _MIN_P))
 
     def sampling(self, positions: Tensor, masked: Tensor) -> SamplingTensors:
         """For tokens at `positions` int64 [R]; `masked` bool [R] as in `SamplingTensors`."""

@@ -23,7 +23,8 @@ NOT_FINITE, NOTHING_LEFT = -1, -2
 
 @dataclass(frozen=True, eq=False)
 class SamplingTensors:
-    """How each of R rows samples; tensors on the backend's device, which may be views of longer ones.
+    """How each of R rows samples; contiguous tensors on the backend's device, which may be
+    parts of longer ones.
 
     `temperature` float32 [R], 0: the first of the largest scores. `top_k` int32 [R], 0: all. `top_p`, `min_p` float32
     [R], 1 and 0: all. `keys` int64 [R]: `quire.kernels.noise.row_key` of seed and choice. `positions` int64 [R]: the

@@ -5,6 +5,8 @@ The host's lists in a plan are never read; padding rows (slot -1, length 0) writ
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,8 @@ class TensorKernels(CpuKernels):
         return (weights.unsqueeze(2) @ values).squeeze(2).to(query.dtype)
 
     def sample(self, scores: Tensor, sampling: SamplingTensors) -> Tensor:
-        """See `quire.kernels.fused.FusedKernels.sample`."""
+        """See `quire.kernels.fused.FusedKernels.sample`; refuses what a kernel would misread."""
+        assert all(getattr(sampling, field.name).is_contiguous() for field in dataclasses.fields(sampling))
         clean = scores.masked_fill(torch.isneginf(scores) & sampling.masked.unsqueeze(1), 0.0)
         finite = torch.isfinite(clean.sum(dim=1))
         largest, best = scores.max(dim=1)
