@@ -33,6 +33,7 @@ class Forks:
         for fork in forks:
             draft.new_rows.append(self._roster.start(fork))
             fork.num_scheduled_tokens = fork.num_target_tokens
+            fork.num_charged_tokens = max(fork.num_charged_tokens, fork.num_prompt_tokens)
             fork.num_charged_tokens = fork.num_prompt_tokens
             fork.num_steps_in_flight = 1
         return forks
