@@ -38,7 +38,7 @@ class Checks:
         self._swarm, self._coverage, self._clients = swarm, coverage, clients
         self._open: dict[tuple[str, int], int] = {}
         """Choices that the engine owes an end, and how many tokens it has given for each."""
-        self._fairness = Fairness(scheduler)
+        self._fairness = Fairness(scheduler, active=swarm.leaves_alone("scheduler.", "pool."))
         self._statuses: dict[Sequence, Status] = {}
         self._oldest: tuple[Sequence, int] | None = None
         self._must_move = False

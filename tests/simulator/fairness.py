@@ -18,13 +18,14 @@ from quire.simulator.shadow import Violation
 
 
 class Fairness:
-    """Watches one engine; nothing to do unless its policy is fair."""
+    """Watches one engine; nothing to do unless its policy is fair, and the scheduler decides freely (`active`)."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        config, pool = scheduler.config, scheduler.pool
-        self._roster, self._active = scheduler.roster, config.policy == "fair"
-        num_slots = pool.num_usable * pool.block_size // len(scheduler.groups)
-        self._bound = 2 * max(PROMPT_WEIGHT * config.max_model_len, OUTPUT_WEIGHT * num_slots)
+    def __init__(self, scheduler: Scheduler, active: bool) -> None:
+        config = scheduler.config
+        self._roster, self._active = scheduler.roster, active and config.policy == "fair"
+        # Tokens that run at once: not bounded by the pool, since sequences share blocks.
+        num_running_tokens = config.max_num_seqs * config.max_model_len
+        self._bound = 2 * max(PROMPT_WEIGHT * config.max_model_len, OUTPUT_WEIGHT * num_running_tokens)
         self._charged: dict[tuple[str, int], int] = {}
         self._service: defaultdict[str, float] = defaultdict(float)
         self._spreads: dict[tuple[str, str], tuple[float, float]] = {}
@@ -40,7 +41,7 @@ class Fairness:
             for number in dict.fromkeys((work.row, *work.samples)):
                 row = rows.get(number)
                 if row is not None:
-                    got = work.start if number == work.row and number in begins else 0
+                    got = row.num_prompt_tokens if number != work.row else work.start if number in begins else 0
                     self._charge(row, end + (number in work.samples), got, clients)
         self._compare()
 

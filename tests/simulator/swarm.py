@@ -39,6 +39,10 @@ class Swarm(Faults):
         self.num_taken += 1
         return True
 
+    def leaves_alone(self, *prefixes: str) -> bool:
+        """Whether no fault of these kinds can happen."""
+        return not any(name.startswith(prefixes) for name in self._rates)
+
     def step_fault(self) -> str | None:
         """How the step that begins now breaks down; None: it does not."""
         return next((name for name in self._of_steps if self.rarely(name)), None)
