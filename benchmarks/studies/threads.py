@@ -37,10 +37,10 @@ def ways(cores: int) -> list[Way]:
     """One thread; all cores, asleep, awake or awake for a while when they wait; and each on a core of its own."""
     found = [Way("1 thread", 1, {"OMP_WAIT_POLICY": "PASSIVE"})]
     for name, environment in (
-        ("asleep", {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ("asleep", {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}),
         ("awake for 2,000 turns", {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}),
         ("awake", {"OMP_WAIT_POLICY": "ACTIVE"}),
-        ("asleep, bound", {"OMP_WAIT_POLICY": "PASSIVE", "OMP_PROC_BIND": "true"}),
+        ("asleep, bound", {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_PROC_BIND": "true"}),
     ):
         found.append(Way(f"{cores} threads, {name}", cores, environment))
     return found
