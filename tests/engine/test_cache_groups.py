@@ -10,6 +10,7 @@ from support.bench import FULL_AND_WINDOW, Bench, prompt
 from quire.engine.block_pool import BlockPool
 from quire.engine.block_tables import BlockTables
 from quire.engine.cache_groups import NULL_BLOCK, ONE_GROUP, CacheGroup, group_layers, has_window
+from quire.engine.flight import Draft
 from quire.engine.messages import Failure
 from quire.engine.models.config import CacheSpec
 from quire.engine.prefix_cache import PrefixCache
@@ -253,7 +254,7 @@ class TestForks:
         bench.add("young", prompt(13, 2), n=2, max_tokens=6)
         for _ in range(after):
             bench.step()
-        bench.scheduler._preempt_someone()
+        bench.scheduler._preempt_someone(Draft(0))
         bench.run()
         bench.assert_expected()
 

@@ -29,6 +29,7 @@ from quire.engine.messages import (
 )
 from quire.engine.pool_frame import PoolFold, PoolFrame
 from quire.engine.progress_page import ProgressPage
+from quire.engine.recorder import FlightRecorder
 from quire.engine.sampling_params import SamplingParams
 
 
@@ -46,7 +47,8 @@ class Loop:
         self._num_queries = 0
 
     def _run(self) -> None:
-        process.run(self.bench.core, self.engine, ProgressPage.create(), [])
+        recorder = FlightRecorder(self.bench.scheduler, self.bench.core.depth, lambda: self.now)
+        process.run(self.bench.core, self.engine, ProgressPage.create(), [], recorder)
 
     async def say(self, *messages: ToEngine) -> list[FromEngine]:
         """Send; everything that came until all of it was done."""

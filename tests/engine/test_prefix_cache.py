@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.bench import Bench, prompt
 
+from quire.engine.flight import Draft
 from quire.engine.prefix_cache import MAX_SHADOW_SECONDS
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2, 4])
@@ -119,7 +120,7 @@ def test_prompt_logprobs_of_a_choice_that_was_preempted_are_whole() -> None:
     bench.add("a", prompt(17), max_tokens=2, prompt_logprobs=0, n=2)
     bench.step()
     bench.step()
-    bench.scheduler._preempt_someone()
+    bench.scheduler._preempt_someone(Draft(0))
     bench.run()
     rows = [row for row in bench.answers["a", 0].rows if row.prompt_logprobs is not None]
     assert len(rows) == 1

@@ -14,7 +14,7 @@ from quire.engine.queues import MAX_PASSES, MAX_PREEMPTIONS
 from quire.engine.scheduler import LEASE_SECONDS, Scheduler, SchedulerConfig
 from quire.engine.sequence import Status
 from quire.engine.step import Sampled, SampledRow, Step
-from quire.simulator.fake_runner import FakeRunner
+from quire.simulator.fake_runner import FakeRunner, Row
 
 DEPTHS = pytest.mark.parametrize("depth", [1, 2, 4])
 
@@ -233,7 +233,9 @@ class TestEnds:
 
     def test_a_stop_token_among_the_first_min_tokens_is_a_token_like_any_other(self) -> None:
         class Stubborn(FakeRunner):
-            def _sample_row(self, step: Step, row_number: int, end: int, contents: list[int]) -> SampledRow:
+            def _sample_row(
+                self, step: Step, reader: Row, row_number: int, end: int, contents: list[int]
+            ) -> SampledRow:
                 self.rows[row_number].token_ids.append(1)
                 return SampledRow(row_number, (1,))
 
