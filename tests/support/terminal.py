@@ -13,6 +13,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 SECONDS = 30.0
@@ -44,7 +45,14 @@ class Terminal:
         self._after = 0
 
     def type(self, text: str) -> None:
-        """Press the keys."""
+        """Press the keys; Ctrl-C not before the command waits for something.
+
+        A signal that arrives after the prompt was written and before Python waits for keys is noticed with the next
+        key only. No person is as quick as that; a test is.
+        """
+        deadline = time.monotonic() + SECONDS
+        while "\x03" in text and not self._waits() and time.monotonic() < deadline:
+            os.sched_yield()
         os.write(self._own, text.encode())
 
     def wait_for(self, text: str) -> str:
@@ -66,6 +74,11 @@ class Terminal:
     def text(self) -> str:
         """Everything seen, without line editing's escapes and with plain line ends."""
         return re.sub(r"\x1b\[\?\d+[hl]\r?", "", self.seen).replace("\r\n", "\n")
+
+    def _waits(self) -> bool:
+        """Whether its main thread sleeps."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "S"
 
     def _read(self, deadline: float) -> bool:
         """More of the output; False when the command has closed the terminal or time is up."""
