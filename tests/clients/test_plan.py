@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from support.checkpoints import tiny_checkpoint
 from support.gguf_files import write_gguf
-from support.llama_8b import LLAMA_8B
 from support.source_tree import ROOT
 
+from quire.benchmarks.shapes import SHAPES
 from quire.clients import cli
 from quire.clients.plan import make_plan
 from quire.clients.plan_report import report
@@ -33,7 +33,7 @@ def llama_8b(tmp_path: Path) -> Path:
     """Llama-3.1-8B's config.json and nothing else."""
     folder = tmp_path / "Llama-3.1-8B"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+    (folder / "config.json").write_text(json.dumps(SHAPES["llama-3.1-8b"]))
     return folder
 
 
@@ -147,7 +147,7 @@ def test_an_architecture_that_serve_does_not_know(plan: Any, tmp_path: Path) -> 
     from quire.server import loading
     from quire.server.layers import load_settings
 
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B | {"architectures": ["MambaForCausalLM"]}))
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["llama-3.1-8b"] | {"architectures": ["MambaForCausalLM"]}))
     code, found, err = plan(str(tmp_path))
     assert (code, found) == (3, None)
     with pytest.raises(ModelError) as refused:
@@ -287,7 +287,7 @@ def test_a_hub_name_is_looked_up_in_the_cache(
     entry = tmp_path / "hub" / "models--meta--Llama-3.1-8B"
     for commit, layers in (("abc", 32), ("def", 16)):
         (entry / "snapshots" / commit).mkdir(parents=True)
-        text = json.dumps(LLAMA_8B | {"num_hidden_layers": layers})
+        text = json.dumps(SHAPES["llama-3.1-8b"] | {"num_hidden_layers": layers})
         (entry / "snapshots" / commit / "config.json").write_text(text)
     (entry / "refs").mkdir()
     (entry / "refs" / "main").write_text("abc")
@@ -381,7 +381,11 @@ def test_a_window_makes_room_for_more(llama_8b: Path, plan: Any) -> None:
     """Mistral's first model forgets what lies 4,096 tokens back."""
     words = [str(llama_8b), "--device", "h100", "--context", "65536", "--max-num-seqs", "1000"]
     whole = plan(*words)[1]["loads"][0]
-    mistral = LLAMA_8B | {"architectures": ["MistralForCausalLM"], "sliding_window": 4096, "rope_scaling": None}
+    mistral = SHAPES["llama-3.1-8b"] | {
+        "architectures": ["MistralForCausalLM"],
+        "sliding_window": 4096,
+        "rope_scaling": None,
+    }
     (llama_8b / "config.json").write_text(json.dumps(mistral))
     windowed = plan(*words)[1]["loads"][0]
     assert windowed["concurrency"] == pytest.approx(16 * whole["concurrency"], rel=0.01)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from support.llama_8b import LLAMA_8B
 
+from quire.benchmarks.shapes import SHAPES
 from quire.engine.cache_groups import group_layers
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError
@@ -104,7 +104,7 @@ def footprint(folder: Path, values: dict[str, Any], device: Literal["cpu", "gpu"
 
 def test_the_figures_of_llama_3_1_8b(tmp_path: Path) -> None:
     """8,030,261,248 parameters, as its card says; 128 KiB of keys and values a token (docs: PERFORMANCE)."""
-    found = footprint(tmp_path, LLAMA_8B)
+    found = footprint(tmp_path, SHAPES["llama-3.1-8b"])
     assert found.num_weights == 8_030_261_248
     assert (found.precision.name, found.weights_bytes, found.token_bytes) == ("bfloat16", 16_060_522_496, 131_072)
     assert found.tables_bytes == 131072 * 128 * 4
@@ -115,7 +115,7 @@ def test_the_figures_of_llama_3_1_8b(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_name_the_flag_that_helps(tmp_path: Path) -> None:
-    found = footprint(tmp_path, LLAMA_8B, "cpu", dtype="float32")
+    found = footprint(tmp_path, SHAPES["llama-3.1-8b"], "cpu", dtype="float32")
     with pytest.raises(CapacityError, match=r"29\.92 GiB in float32, 20\.00 GiB .*; --dtype bfloat16 needs 14\.96 GiB"):
         fit(found, 20 * GIB)
     with pytest.raises(CapacityError, match="use a smaller model or a machine with more memory"):
@@ -124,7 +124,9 @@ def test_weights_that_do_not_fit_name_the_flag_that_helps(tmp_path: Path) -> Non
 
 def test_the_largest_sizes_that_a_config_may_name_are_refused(tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 1024, "hidden_size": 131072, "vocab_size": 4_194_304, "intermediate_size": 2**20}
-    found = footprint(tmp_path, LLAMA_8B | sizes | {"num_attention_heads": 4096, "num_key_value_heads": 4096})
+    found = footprint(
+        tmp_path, SHAPES["llama-3.1-8b"] | sizes | {"num_attention_heads": 4096, "num_key_value_heads": 4096}
+    )
     with pytest.raises(CapacityError, match="the weights need"):
         fit(found, 1000 * GIB)
 
